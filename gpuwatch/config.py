@@ -1,0 +1,260 @@
+"""The daemon's settings: every one with its unit, its default and its bounds, frozen once read.
+
+Sources, each overriding the one before: the defaults below, the file (`--config`, else ./gpuwatch.toml, else
+~/.config/gpuwatch/gpuwatch.toml), GPUWATCH_SECTION_KEY in the environment, and the flags of the command line. Whatever is
+unknown, of the wrong type or impossible is refused with its path: a misspelt key that is quietly ignored is a setting
+that its author believes in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of gpuwatch.toml."""
+
+
+class Daemon(Section, frozen=True):
+    logdir: str = "runs"  # where runs are recorded: LOGDIR/RUN/[rankN/]
+    listen: str = "127.0.0.1:9877"  # address:port of the HTTP exporter; port 0 takes any free one
+    socket: str = ""  # path of the control socket; empty: the place that the hooks look in (paths.py)
+    poll_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = 0.05  # how often the rings are looked at
+    shutdown_seconds: Seconds = 5.0  # SIGTERM drains and flushes for no longer than this
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Hooks(Section, frozen=True):
+    """What the daemon asks of the training processes (a setting in a job's own environment wins)."""
+
+    every: Count = 1  # record each k-th optimizer step
+    histograms: bool = True
+    overhead_budget: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01  # share of the step time that the hooks may take
+
+
+class Sampling(Section, frozen=True):
+    """How often devices and the host are read. The costs behind the defaults: measurements of NVML on an H100."""
+
+    gpus: bool = True  # read NVML at all
+    host: bool = True  # read /proc: the host's and the training processes'
+    memory_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 0.1  # used memory: the peak between two scrapes
+    gauge_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0  # utilization, power, clocks, processes
+    slow_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 10.0  # limits, ECC, remapped rows, links
+    host_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
+    deadline_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 5.0  # a driver call slower than this is a hang
+
+
+class Prometheus(Section, frozen=True):
+    enabled: bool = True  # serve HTTP at all
+    layer_top_k: Annotated[int, msgspec.Meta(ge=0, le=2000)] = 0  # layers with a series of their own in each run
+    allowed_hosts: list[str] = []  # Host headers answered besides the loopback names (DNS rebinding)
+    allow_remote: bool = False  # permit an address that is not loopback; there is no TLS and no password here
+    connections: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    timeout_seconds: Seconds = 5.0
+
+
+class TensorBoard(Section, frozen=True):
+    enabled: bool = True
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 1.0  # how long a point may wait for its file
+    layers: bool = True  # grad/LAYER/*, weight/LAYER/*, update/LAYER/*
+    histograms_every: Count = 10  # write the histograms of each k-th step that carries them
+
+
+class Limits(Section, frozen=True):
+    """What any one peer, user or run may take of this daemon."""
+
+    peers: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 256
+    peers_per_uid: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 32
+    handshake_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
+    runs_per_uid: Count = 64  # live runs (a rank is a run of its own)
+    tensors_per_run: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 2000
+    tags_per_run: Count = 500  # scalar and media tags; the rest go under `_other`
+    series: Annotated[int, msgspec.Meta(ge=100)] = 20_000  # tags, layers and groups of all live runs together
+    ring_bytes: Annotated[int, msgspec.Meta(ge=8192, le=64 << 20)] = 64 << 20
+    media_bytes: Annotated[int, msgspec.Meta(ge=1024, le=16 << 20)] = 16 << 20
+    process_rows: Count = 64  # GPU processes with series of their own, on each GPU
+
+
+RuleValue = bool | int | float | str
+#: What a rule may be told: its name -> the defaults of its thresholds. The detectors know; this module does not.
+RuleDefaults = Mapping[str, Mapping[str, RuleValue]]
+
+
+class Config(Section, frozen=True):
+    daemon: Daemon = Daemon()
+    hooks: Hooks = Hooks()
+    sampling: Sampling = Sampling()
+    prometheus: Prometheus = Prometheus()
+    tensorboard: TensorBoard = TensorBoard()
+    limits: Limits = Limits()
+    rules: dict[str, dict[str, RuleValue]] = {}  # rules.NAME.enabled and its thresholds
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the text is one sentence with the source and the path of the key."""
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "daemon": Daemon,
+    "hooks": Hooks,
+    "sampling": Sampling,
+    "prometheus": Prometheus,
+    "tensorboard": TensorBoard,
+    "limits": Limits,
+}
+
+
+def load(
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, object] | None = None,
+    rules: RuleDefaults | None = None,
+) -> Config:
+    """The settings from all sources. `flags`: {"daemon.listen": "..."}; None values are flags that were not given.
+
+    With `rules` (each known rule's thresholds) the [rules.NAME] tables are checked too. Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
+    tree: dict[str, dict[str, Any]] = {}
+    path = file or _default_file(environ)
+    if path is not None:
+        tree = _read_toml(path)
+        _check(tree, str(path), rules)
+    _apply_environment(tree, environ, rules)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            section, _, name = key.partition(".")
+            tree.setdefault(section, {})[name] = value
+    config = _check(tree, "command line", rules)
+    parse_listen(config.daemon.listen)
+    return config
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """ADDR:PORT or [V6]:PORT as (address, port). Raises ConfigError."""
+    match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})|([^\[\]:]+):(\d{1,5})", listen, re.ASCII)
+    port = int(match[2] or match[4]) if match else 65536
+    if match is None or port > 65535:
+        raise ConfigError(f"daemon.listen: {listen!r} is not ADDRESS:PORT, for example 127.0.0.1:9877")
+    return match[1] or match[3], port
+
+
+def _default_file(environ: Mapping[str, str]) -> Path | None:
+    xdg = environ.get("XDG_CONFIG_HOME")
+    home = Path(xdg) if xdg else Path(environ.get("HOME") or "/") / ".config"
+    for path in (Path("gpuwatch.toml"), home / "gpuwatch" / "gpuwatch.toml"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415  # most daemons have no file
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _apply_environment(tree: dict[str, dict[str, Any]], environ: Mapping[str, str], rules: RuleDefaults | None) -> None:
+    for variable in sorted(environ):
+        name = variable.removeprefix("GPUWATCH_").lower()
+        if not variable.startswith("GPUWATCH_"):
+            continue
+        section, _, key = name.partition("_")
+        if section == "rules" and rules is not None:
+            rule = max((rule for rule in rules if key.startswith(rule + "_")), key=len, default=None)
+            if rule is None:
+                raise ConfigError(f"{variable}: no rule has this name")
+            value = _rule_value(variable, environ[variable], key.removeprefix(rule + "_"), rules[rule])
+            tree.setdefault("rules", {}).setdefault(rule, {})[key.removeprefix(rule + "_")] = value
+        elif section in SECTIONS:
+            tree.setdefault(section, {})[key] = _typed(variable, environ[variable], key, SECTIONS[section])
+
+
+def _typed(variable: str, text: str, key: str, section: type[Section]) -> object:
+    """A string of the environment as the type of its field; the field's bounds are checked here too."""
+    fields = {field.name: field for field in msgspec.structs.fields(section)}
+    if key not in fields:
+        raise ConfigError(f"{variable}: unknown key {key!r}{_suggest(key, fields)}")
+    value: object = [part.strip() for part in text.split(",") if part.strip()] if key.endswith("_hosts") else text
+    try:
+        return msgspec.convert(value, fields[key].type, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{variable}: {error}, got {text!r}") from None
+
+
+def _rule_value(variable: str, text: str, key: str, thresholds: Mapping[str, RuleValue]) -> RuleValue:
+    default = True if key == "enabled" else thresholds.get(key)
+    if default is None:
+        raise ConfigError(f"{variable}: unknown key {key!r}{_suggest(key, [*thresholds, 'enabled'])}")
+    try:
+        return msgspec.convert(text, type(default), strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{variable}: {error}, got {text!r}") from None
+
+
+def _check(tree: dict[str, Any], source: str, rules: RuleDefaults | None) -> Config:
+    """The tree as a Config; the first thing wrong with it as a ConfigError that names `source` and the key's path."""
+    known = [*SECTIONS, "rules"]
+    for section, table in tree.items():
+        if section not in known:
+            raise ConfigError(f"{source}: unknown section [{section}]{_suggest(section, known)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: {section} is a section: write [{section}]")
+        fields = SECTIONS[section].__struct_fields__ if section in SECTIONS else table
+        for key in table:
+            if key not in fields:
+                raise ConfigError(f"{source}: unknown key {section}.{key}{_suggest(key, fields)}")
+    try:
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at ")
+        key = path.strip("`").removeprefix("$.") or "settings"
+        raise ConfigError(f"{source}: {key}: {reason}{_got(tree, key)}") from None
+    if rules is not None:
+        _check_rules(config.rules, source, rules)
+    return config
+
+
+def _check_rules(given: dict[str, dict[str, RuleValue]], source: str, rules: RuleDefaults) -> None:
+    for rule, table in given.items():
+        if rule not in rules:
+            raise ConfigError(f"{source}: unknown rule [rules.{rule}]{_suggest(rule, rules)}")
+        for key, value in table.items():
+            default = True if key == "enabled" else rules[rule].get(key)
+            where = f"{source}: rules.{rule}.{key}"
+            if default is None:
+                raise ConfigError(f"{where}: unknown key{_suggest(key, [*rules[rule], 'enabled'])}")
+            try:
+                msgspec.convert(value, type(default))
+            except msgspec.ValidationError as error:
+                raise ConfigError(f"{where}: {error}, got {value!r}") from None
+
+
+def _got(tree: dict[str, Any], path: str) -> str:
+    value: object = tree
+    for part in re.split(r"\.", path):
+        value = value.get(part) if isinstance(value, dict) else None
+    return f", got {value!r}" if value is not None else ""
+
+
+def _suggest(word: str, known: Any) -> str:
+    import difflib  # noqa: PLC0415  # only somebody who mistyped pays for it
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(known))})"
