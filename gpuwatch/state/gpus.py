@@ -6,11 +6,14 @@ table of its own: `gpu.values["temperature_celsius", (("sensor", "core"),)]`. A 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from gpuwatch.state.peaks import WINDOWS_SECONDS, Peaks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
