@@ -48,8 +48,9 @@ class Sampling(Section, frozen=True):
 
     gpus: bool = True  # read NVML at all
     host: bool = True  # read /proc: the host's and the training processes'
-    memory_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=60)] = 0.1  # used memory: the peak between two scrapes
-    gauge_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=60)] = 1.0  # utilization, power, clocks, processes
+    memory_hz: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 50.0  # used memory (6.7 us a call): the peak between scrapes
+    fast_hz: Annotated[float, msgspec.Meta(ge=0.1, le=50)] = 10.0  # utilization, power, clocks, temperature (1 us a call)
+    dear_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 1.0  # energy, processes and their utilization (2 ms a call)
     slow_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 10.0  # limits, ECC, remapped rows, links
     host_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     deadline_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 5.0  # a driver call slower than this is a hang
