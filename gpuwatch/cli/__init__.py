@@ -1,0 +1,73 @@
+"""The command line. Each subcommand is one module, imported only when it is called: `gpuwatch --help` stays quick."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+import click
+
+import gpuwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Subcommand -> what the overview says of it; module gpuwatch.cli.NAME has it as `command`.
+COMMANDS = {
+    "demo": "Train a small model under gpuwatch and show what it finds.",
+    "run": "Start a training command with the hooks in it.",
+    "daemon": "Run the sidecar in the foreground.",
+    "runs": "List recorded and live runs.",
+    "status": "Show the health of one run.",
+    "doctor": "Check what works here and how to fix what does not.",
+}
+
+_EPILOG = """\b
+Completion, for instance in ~/.bashrc (zsh_source and fish_source likewise):
+  eval "$(_GPUWATCH_COMPLETE=bash_source gpuwatch)"
+"""
+
+
+class _Commands(click.Group):
+    """A group that knows its subcommands by name and imports one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"gpuwatch.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "gpuwatch --help lists them."
+            raise click.UsageError(f"There is no command {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(gpuwatch.__version__, package_name="gpuwatchd", prog_name="gpuwatch")
+def cli() -> None:
+    """Watch PyTorch training: light hooks in the job, judgement in a daemon beside it.
+
+    \b
+    gpuwatch demo                       see it at work
+    gpuwatch run -- python train.py     watch your own training
+    gpuwatch status                     how the newest run is doing
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `gpuwatch` command. Ends the process: 0 fine, 1 failed, 2 wrong use; `run` ends as its command did."""
+    cli.main(args=None if arguments is None else list(arguments), prog_name="gpuwatch")

@@ -1,0 +1,50 @@
+# make demo: set up and watch a small real training run.   make test: set up and run the tests.   Nothing else is needed first.
+# PYTHON=/path/to/python3.11 picks another interpreter (3.11 or newer), VENV=dir another place for the virtual environment.
+
+PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name)))),python3.11)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test check bench system-packages install-demo install-dev clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
+
+demo: install-demo ## set up and train a small model under gpuwatch (under a minute once installed)
+	$(BIN)/gpuwatch demo $(DEMO_ARGS)
+
+test: install-dev system-packages ## set up and run all tests (PYTEST_ARGS=... narrows them)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: install-dev ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install-dev ## every bench, quick (FULL=1: as long as the numbers in docs; BENCH_ARGS=--check: judge them)
+	@set -e; for bench in tests/bench/bench_*.py; do \
+	  echo "### $$bench"; $(BIN)/python $$bench $(if $(FULL),,--quick) $(BENCH_ARGS); \
+	done
+
+# Prometheus with promtool, a C compiler, strace and a browser: the tests run the real thing. Needs root only when one is missing.
+system-packages:
+	@.ci/system-packages
+
+install-demo: $(VENV)/.installed-demo
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: install Python 3.11 or newer, or say make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is written last, so that an interrupted install is done again; a changed dependency outdates it.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing gpuwatchd[$*] into $(VENV) (the first time takes some minutes: it brings PyTorch)"
+	$(PIP) install --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+clean: ## remove the virtual environment, caches and built packages (recorded runs stay)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find gpuwatch hooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
