@@ -9,8 +9,8 @@ The recipe (docs/attach.md tells how each step was measured):
 5. where it would return through the frame we put all registers back ourselves (this way even a sleep that we interrupted goes
    on with the rest of its time) and let go. Had we been killed, the frame would have done it.
 
-No byte of code is written, no allocator and no Python runs at the stop: Py_AddPendingCall only files the call, and the interpreter
-makes it later with its lock held. A SIGKILL of this process at any instant leaves the thread on its way home.
+No byte of code is written, no allocator and no Python runs at the stop: Py_AddPendingCall only files the call, and the
+interpreter makes it later with its lock held. A SIGKILL of this process at any instant leaves the thread on its way home.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import signal
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from gpuwatch.attach import sigframe
 from gpuwatch.attach.elf import EM_X86_64, ElfError, find_symbols
 from gpuwatch.attach.maps import Mapping, free_range, load_bias, open_mapped, read_maps
-from gpuwatch.attach.ptrace import Stop, TargetExited, Tracee
+from gpuwatch.attach.ptrace import Stop, TargetExitedError, Tracee
 
 _NOT_IN_SYSCALL = (1 << 64) - 1
 _NR_MMAP, _NR_RT_SIGRETURN = 9, 15
@@ -67,7 +67,7 @@ class Injection(NamedTuple):
 
 
 def resolve(pid: int) -> EntryPoints:
-    """Find the C API and two instruction sequences of libc in the target. Raises InjectError with a sentence, OSError when gone."""
+    """Find the C API and two instruction sequences of libc in the target. Raises InjectError, or OSError when it is gone."""
     mappings = read_maps(pid)
     symbols, interpreter = _find_c_api(pid, mappings)
     gadgets = _find_gadgets(pid, mappings)
@@ -132,11 +132,9 @@ def inject(pid: int, text: str, call_timeout_seconds: float = 1.0) -> Injection:
             try:
                 area, area_bytes, stopped_ns = _detour(thread, memory, entry, payload, call_timeout_seconds)
             finally:
-                try:
+                with suppress(OSError):  # it ended, or was never stopped: nothing of ours is left either way
                     thread.detach()
-                except OSError:
-                    pass  # it ended, or was never stopped: nothing of ours is left either way
-    except TargetExited as error:
+    except TargetExitedError as error:
         raise InjectError(str(error)) from None
     finally:
         os.close(memory)
@@ -198,8 +196,8 @@ def _write(memory: int, address: int, data: bytes) -> None:
 
 
 def _go_home(thread: Tracee, home: dict[str, int], vectors: bytes) -> None:
-    # At a system call's entry, orig_rax -1 skips the call and leaves rax alone: rt_sigreturn is not run, so what the kernel keeps for
-    # restarting an interrupted sleep survives. Vectors first: were we killed in between, the frame still restores both.
+    # At a system call's entry, orig_rax -1 skips the call and leaves rax alone: rt_sigreturn is not run, so what the kernel keeps
+    # for restarting an interrupted sleep survives. Vectors first: were we killed in between, the frame still restores both.
     thread.set_vector_state(vectors)
     thread.set_registers(home | {"orig_rax": _NOT_IN_SYSCALL})
 

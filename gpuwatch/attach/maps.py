@@ -38,9 +38,9 @@ def open_mapped(pid: int, mapping: Mapping) -> BinaryIO:
     through_maps = f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
     first, second = (through_maps, through_root) if mapping.path.endswith(" (deleted)") else (through_root, through_maps)
     try:
-        return open(first, "rb")  # noqa: SIM115 - handed to the caller
+        return open(first, "rb")
     except OSError:
-        return open(second, "rb")  # noqa: SIM115
+        return open(second, "rb")
 
 
 def load_bias(mappings: list[Mapping], path: str, first_load_vaddr: int) -> int:

@@ -1,6 +1,6 @@
 """ptrace(2) for one stopped thread: registers, vector state, stops. Nothing here knows why it is called.
 
-Only x86-64 register names are spelled out; aarch64's set is kept beside it in registers_aarch64.
+Registers are x86-64's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WORDS = struct.Struct(f"<{len(REGISTERS)}Q")
 _MASK = (1 << 64) - 1
 
 
-class TargetExited(Exception):
+class TargetExitedError(Exception):
     """The traced thread ended while we held it."""
 
 
@@ -43,7 +43,7 @@ class Stop(NamedTuple):
 
 
 class _IoVec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]  # noqa: RUF012 - ctypes' protocol
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
 def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
@@ -65,10 +65,10 @@ class Tracee:
         _ptrace(_INTERRUPT, self.tid)
 
     def wait(self) -> Stop:
-        """Block until the next stop. (Polling with WNOHANG shares the target's core: it stretched a stop from 0.3 to 130 ms.)"""
+        """Block until the next stop. (Polling with WNOHANG shares the target's core: it stretched stops from 0.3 to 130 ms.)"""
         _, status = os.waitpid(self.tid, _WALL)
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-            raise TargetExited(f"thread {self.tid} ended")
+            raise TargetExitedError(f"thread {self.tid} ended")
         number = os.WSTOPSIG(status)
         at_syscall = number == (signal.SIGTRAP | 0x80)
         return Stop(number & 0x7F, status >> 16 == _EVENT_STOP, at_syscall)
