@@ -69,7 +69,9 @@ class TensorBoard(Section, frozen=True):
     enabled: bool = True
     flush_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 1.0  # how long a point may wait for its file
     layers: bool = True  # grad/LAYER/*, weight/LAYER/*, update/LAYER/*
-    histograms_every: Count = 10  # write the histograms of each k-th step that carries them
+    # Thinned by time: 150 layers are 900 values a step, where the rest of a step is 25. 0 writes them at every step.
+    layers_every_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 10.0
+    histograms_every_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
 
 class Limits(Section, frozen=True):
