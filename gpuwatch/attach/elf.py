@@ -32,7 +32,7 @@ class Symbols(NamedTuple):
 
 
 def find_symbols(file: BinaryIO, names: Iterable[str]) -> Symbols:
-    """Look `names` up among the exported symbols, then (in a build that was not stripped) among all; absent ones are left out."""
+    """Look `names` up among the exported symbols, then (if not stripped) among all; absent ones are left out."""
     try:
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as image:
             return _find(image, tuple(names))

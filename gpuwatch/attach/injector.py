@@ -196,8 +196,8 @@ def _write(memory: int, address: int, data: bytes) -> None:
 
 
 def _go_home(thread: Tracee, home: dict[str, int], vectors: bytes) -> None:
-    # At a system call's entry, orig_rax -1 skips the call and leaves rax alone: rt_sigreturn is not run, so what the kernel keeps
-    # for restarting an interrupted sleep survives. Vectors first: were we killed in between, the frame still restores both.
+    # At a system call's entry, orig_rax -1 skips the call and leaves rax alone: rt_sigreturn does not run, so what it would
+    # forget, how to go on with an interrupted sleep, survives. Vectors first: killed in between, the frame restores both.
     thread.set_vector_state(vectors)
     thread.set_registers(home | {"orig_rax": _NOT_IN_SYSCALL})
 
