@@ -1,0 +1,180 @@
+"""A run: one training process as the daemon knows it, built record by record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from gpuwatch_hooks import wire
+
+from gpuwatch.state import frames
+from gpuwatch.state.counters import Counters, seconds
+from gpuwatch.state.directories import RunDirectory
+from gpuwatch.state.durations import Durations
+from gpuwatch.state.identity import Hello, Identity
+from gpuwatch.state.journal import JournalWriter
+from gpuwatch.state.names import NameTable
+from gpuwatch.state.records import End, Event, HistogramRows, Meta, Names, Record, Scalar, StepPart, TensorRows
+from gpuwatch.state.series import Window
+from gpuwatch.state.steps import Step, StepMerger
+from gpuwatch.state.summary import Checkpoint
+
+#: Fields whose last points are kept for plots: 16 bytes a point.
+WINDOWED = ("loss", "grad_norm", "step_seconds", "loss_scale", "update_ratio", "weight_norm", "torch_allocated_bytes")
+WINDOW_POINTS = 1024
+MAX_TAGS = 500
+MAX_FACTS = 200
+MAX_EVENTS = 100
+
+
+class Run:
+    """One process of a run: read it under the State's lock; only the State's owner calls `observe`."""
+
+    def __init__(self, hello: Hello, identity: Identity, place: RunDirectory, wall_seconds: float) -> None:
+        self.hello = hello
+        self.identity = identity
+        self.name = place.name  # the label `run`
+        self.directory = place.relative  # below the log directory; unique
+        self.path = place.path
+        self.place = place
+        self.rank = max(0, hello.rank)
+        self.world_size = max(1, hello.world_size)
+        self.attempt = place.attempt
+        self.status = "live"  # live | finished | failed | lost
+        self.end_reason = ""
+        self.started_wall_seconds = wall_seconds
+        self.facts: dict[str, str | int | float | bool] = {}
+        self.tensors = NameTable()
+        self.groups = NameTable(wire.MAX_GROUPS * 16)
+        self.optimizers = NameTable(256)
+        self.counters = Counters()
+        self.durations = Durations()
+        self.step: Step | None = None  # the last final one
+        self.values: dict[str, float] = {}  # the last known value of each step field: sampled ones are older than `step`
+        self.learning_rates: list[tuple[float, float]] = []  # (learning rate, weight decay) a group, optimizers in order
+        self.scalars: dict[str, Scalar] = {}
+        self.tags_left_out = 0
+        self.events: list[Event] = []  # the last MAX_EVENTS
+        self.windows = {name: Window(WINDOW_POINTS) for name in WINDOWED}
+        self.merger = StepMerger()
+        self.journal: JournalWriter | None = None
+        self.checkpoint: Checkpoint | None = None  # the last one that run.json was given
+        self.changed = True  # since run.json was written
+        self._tables: dict[tuple[str, int], tuple[TensorRows, ...]] = {}
+        self._histograms: dict[tuple[str, int], tuple[HistogramRows, ...]] = {}
+
+    @property
+    def last_step(self) -> int:
+        return self.merger.last_step
+
+    @property
+    def resume_sequence(self) -> int:
+        """The last record of the process's present ring that is safe: intake reads on behind it."""
+        return self.journal.durable_sequence.get(self.hello.ring_id, 0) if self.journal else 0
+
+    @property
+    def acknowledged(self) -> int:
+        """The last control message `n` that is safe."""
+        return self.journal.durable_number.get(self.hello.ring_id, 0) if self.journal else 0
+
+    def wall_seconds(self, monotonic_ns: int) -> float:
+        """Seconds since the epoch at a moment of the process's CLOCK_MONOTONIC, by the clock pair of its hello."""
+        return (self.hello.wall_ns + monotonic_ns - self.hello.monotonic_ns) / 1e9
+
+    def group_name(self, index: int) -> str:
+        """The name of the index-th entry of `learning_rates`."""
+        return self.groups.names[index] if index < len(self.groups.names) else f"group{index}"
+
+    def tables(self, family: str) -> Iterator[TensorRows]:
+        """The latest rows of each tensor of one family (wire.FAMILIES); see layers.py."""
+        for (kept, _), tables in self._tables.items():
+            if kept == family:
+                yield from tables
+
+    def histograms(self, family: str) -> Iterator[HistogramRows]:
+        """The latest histograms of one family."""
+        for (kept, _), tables in self._histograms.items():
+            if kept == family:
+                yield from tables
+
+    def observe(self, record: Record | frames.Control) -> list[Step]:
+        """Take in one record; the steps that it made final."""
+        self.changed = True
+        if isinstance(record, StepPart | TensorRows | HistogramRows):
+            return self._finish(self.merger.feed(record))
+        if isinstance(record, tuple):
+            for scalar in record:
+                self._scalar(scalar)
+        elif isinstance(record, Names):
+            tables = {"tensor": self.tensors, "group": self.groups, "optimizer": self.optimizers}
+            if record.table in tables:
+                tables[record.table].add(record)
+        elif isinstance(record, Meta):
+            known = {**self.facts, **record.facts}
+            self.facts = dict(list(known.items())[:MAX_FACTS])
+        elif isinstance(record, Event):
+            self.counters.count_event(record.code)
+            self.events = [*self.events[1 - MAX_EVENTS :], record]
+        elif isinstance(record, End):
+            self.status = "failed" if record.reason == "exception" else "finished"
+            self.end_reason = record.reason
+            return self._finish(self.merger.feed(record))
+        return []
+
+    def flush(self, now_ns: int) -> list[Step]:
+        """The step that has waited too long for another optimizer, if there is one."""
+        return self._finish(self.merger.flush(now_ns))
+
+    def lose(self) -> list[Step]:
+        """The process is gone. Without an end of its own it crashed or was killed."""
+        if self.status == "live":
+            self.status, self.end_reason = "lost", "gone"
+            self.changed = True
+        return self._finish(self.merger.close())
+
+    def preamble(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """What each journal segment begins with: (ring id, monotonic ns, kind, payload)."""
+        records: list[frames.Control] = [self.hello]
+        for table, entries in (("tensor", self.tensors), ("group", self.groups), ("optimizer", self.optimizers)):
+            if entries.names:
+                records.append(entries.stretch(table))
+        if self.facts:
+            records.append(Meta(self.facts))
+        for record in records:
+            yield self.hello.ring_id, self.hello.monotonic_ns, frames.control_kind(record), frames.encode_control(record)
+
+    def _finish(self, steps: list[Step]) -> list[Step]:
+        for step in steps:
+            self.step = step
+            self.values.update(step.values)
+            self.learning_rates = [group for optimizer in sorted(step.groups) for group in step.groups[optimizer]]
+            self.counters.add_step(step)
+            self.counters.dropped["late"] = self.merger.late_parts
+            took = step.values.get("step_seconds")
+            if took is not None:
+                self.durations.add(seconds(took))
+            for name, window in self.windows.items():
+                value = step.values.get(name)
+                if value is not None:
+                    window.append(step.step, value)
+            self._keep_tables(step)
+            self.changed = True
+        return steps
+
+    def _keep_tables(self, step: Step) -> None:
+        if step.tensors:
+            kept: dict[tuple[str, int], list[TensorRows]] = {}
+            for rows in step.tensors:
+                kept.setdefault((rows.family, rows.optimizer), []).append(rows)
+            self._tables.update({key: tuple(tables) for key, tables in kept.items()})
+        if step.histograms:
+            shapes: dict[tuple[str, int], list[HistogramRows]] = {}
+            for histogram in step.histograms:
+                shapes.setdefault((histogram.family, histogram.optimizer), []).append(histogram)
+            self._histograms.update({key: tuple(tables) for key, tables in shapes.items()})
+
+    def _scalar(self, scalar: Scalar) -> None:
+        if scalar.tag not in self.scalars and len(self.scalars) >= MAX_TAGS:
+            self.tags_left_out += 1
+            scalar = msgspec.structs.replace(scalar, tag=wire.OTHER_NAME)
+        self.scalars[scalar.tag] = scalar

@@ -1,0 +1,88 @@
+"""run.json: what a run is and how it stands, for commands that read runs and for a daemon that comes back.
+
+It is replaced about once a second while the run lives, so it may be a second old; its checkpoint says how far into the
+journal it goes, and the journal has the rest.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from gpuwatch.state.counters import Counters
+from gpuwatch.state.findings import Finding
+from gpuwatch.state.identity import Hello, Identity
+
+VERSION = 1
+STATUSES = ("live", "finished", "failed", "lost")
+
+
+class Checkpoint(msgspec.Struct):
+    """The state after journal segment `segment`, offset `offset`: to go on, replay what follows."""
+
+    segment: int
+    offset: int
+    last_step: int
+    counters: Counters
+    step_duration_counts: list[int]
+    step_duration_sum_seconds: float
+    sequences: dict[int, int] = {}  # ring id -> last ring record in the journal
+    numbers: dict[int, int] = {}  # ring id -> last control message
+
+
+class RunSummary(msgspec.Struct):
+    """One process of a run. Values that are not finite are strings here ("nan", "inf", "-inf"): JSON has no such numbers."""
+
+    run: str  # the folder directly below the log directory
+    directory: str  # below the log directory: "digits", "digits/rank0-2"
+    rank: int
+    world_size: int
+    attempt: int
+    identity: Identity
+    hello: Hello
+    status: str  # one of STATUSES; a live run whose process is gone was lost with its daemon
+    end_reason: str
+    facts: dict[str, str | int | float | bool]
+    started_wall_seconds: float
+    updated_wall_seconds: float
+    step: int
+    values: dict[str, float | str]  # the last known value of each of wire.STEP_FIELDS
+    learning_rates: list[float | str]
+    counters: Counters
+    scalars: dict[str, tuple[int, float | str]]  # tag -> last (step, value)
+    tensors: int
+    parameters: int
+    findings: list[Finding]
+    checkpoint: Checkpoint | None = None
+    version: int = VERSION
+
+
+_decoder = msgspec.json.Decoder(RunSummary)
+
+
+def encode(summary: RunSummary) -> bytes:
+    """The file's bytes: one JSON object, indented, because people look into it."""
+    return msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n"
+
+
+def decode(data: bytes) -> RunSummary | None:
+    """A run.json, or None when it is none of ours (empty, damaged, another version's)."""
+    try:
+        summary = _decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return summary if summary.version == VERSION else None
+
+
+def jsonable(value: float) -> float | str:
+    """A float as JSON can hold it."""
+    return value if math.isfinite(value) else str(value)
+
+
+def number(value: float | str) -> float:
+    """The inverse of `jsonable`; NaN for a string that is no number."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
