@@ -38,6 +38,7 @@ def summarize(run: Run, findings: list[Finding], wall_seconds: float) -> RunSumm
         parameters=sum(run.tensors.numels),
         findings=findings,
         checkpoint=_checkpoint(run),
+        recent={name: [jsonable(v) for v in run.windows[name].means(summary.RECENT_POINTS)] for name in summary.RECENT},
     )
 
 

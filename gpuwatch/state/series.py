@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 
 
@@ -36,6 +37,13 @@ class Window:
     def values(self) -> array[float]:
         """float64[len], oldest first: a copy."""
         return self._values[self._next :] + self._values[: self._next]
+
+    def means(self, points: int) -> list[float]:
+        """At most `points` means over equal stretches, oldest first: the window's shape for a small plot."""
+        values = self.values()
+        stretches = min(points, len(values))
+        edges = [len(values) * i // stretches for i in range(stretches + 1)] if stretches else []
+        return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
 
     def last(self) -> tuple[int, float] | None:
         """The newest point, if there is one."""

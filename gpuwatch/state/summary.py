@@ -16,6 +16,9 @@ from gpuwatch.state.identity import Hello, Identity
 
 VERSION = 1
 STATUSES = ("live", "finished", "failed", "lost")
+#: Step fields that run.json carries a short history of, in RECENT_POINTS means over equal stretches of the run's window.
+RECENT = ("loss", "grad_norm", "step_seconds", "loss_scale")
+RECENT_POINTS = 64
 
 
 class Checkpoint(msgspec.Struct):
@@ -55,6 +58,7 @@ class RunSummary(msgspec.Struct):
     parameters: int
     findings: list[Finding]
     checkpoint: Checkpoint | None = None
+    recent: dict[str, list[float | str]] = {}  # RECENT fields: their last windows, oldest first, for a plot
     version: int = VERSION
 
 

@@ -1,0 +1,1 @@
+"""The training that `gpuwatch demo` runs: an ordinary PyTorch script, which knows nothing of gpuwatch."""
