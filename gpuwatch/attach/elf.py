@@ -68,9 +68,10 @@ def _search(
     table = image[strings[4] : strings[4] + strings[5]]
     offsets = {}
     for name in names:
-        at = table.find(b"\0" + name.encode() + b"\0")
-        if at >= 0 and name not in found:
-            offsets[at + 1] = name
+        at = table.find(name.encode() + b"\0")
+        while at >= 0 and name not in found:  # linkers let a short name be the tail of a longer one, so every place counts
+            offsets[at] = name
+            at = table.find(name.encode() + b"\0", at + 1)
     if not offsets:
         return
     symbols = image[section[4] : section[4] + section[5] // _SYMBOL.size * _SYMBOL.size]

@@ -1,0 +1,63 @@
+"""Allocation, collection, import, thread and signal storms: the places where a clumsy injector deadlocks or crashes its target."""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def allocate():
+    return [bytearray(size) for size in range(1, 20000, 37)]
+
+
+def collect():
+    cycle = [{} for _ in range(1000)]
+    for item in cycle:
+        item["all"] = cycle
+    del cycle, item
+    gc.collect()
+
+
+def reimport():
+    sys.modules.pop("json.decoder", None)
+    importlib.import_module("json.decoder")
+    json.loads('{"a": [1, 2, 3]}')
+
+
+def threads():
+    workers = [threading.Thread(target=allocate) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def signals():
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+heard = 0
+
+
+def hear(_number, _frame):
+    global heard
+    heard += 1
+
+
+signal.signal(signal.SIGUSR1, hear)
+storm = globals()[sys.argv[1]]
+print("ready", flush=True)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    storm()

@@ -1,0 +1,203 @@
+"""The injector on real interpreters: the text runs, the target never notices, and our own death at any instant does no harm."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from gpuwatch.attach import injector, ptrace, sigframe
+from gpuwatch.attach.elf import find_symbols
+from gpuwatch.attach.injector import InjectError, inject
+from gpuwatch.attach.maps import load_bias, open_mapped, read_maps
+
+from tests.attach.conftest import until
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
+
+PYENV = Path.home() / ".pyenv" / "versions"
+INTERPRETERS = ["3.9", "3.10", "3.11", "3.12", "3.13", "debian"]
+
+
+def interpreter(version):
+    if version == "debian":
+        return Path("/usr/bin/python3") if Path("/usr/bin/python3").exists() else None
+    candidates = [*sorted(PYENV.glob(f"{version}.*/bin/python")), shutil.which(f"python{version}")]
+    return next((path for path in candidates if path and Path(path).exists()), None)
+
+
+def note(path, text):
+    """A payload that appends one line to a file and lets nothing escape."""
+    return f"try:\n with open({str(path)!r}, 'a') as f: f.write('{text}\\n')\nexcept BaseException: pass\n"
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("version", INTERPRETERS)
+def test_text_runs_in_every_interpreter(version, launch, tmp_path):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} on this machine")
+    target = launch("busy.py", python=python)
+    for number in range(10):
+        inject(target.pid, note(tmp_path / "ran", number))
+        until(lambda number=number: lines(tmp_path / "ran") == [str(n) for n in range(number + 1)])
+    assert target.poll() is None
+
+
+@pytest.mark.parametrize("storm", ["allocate", "collect", "reimport", "threads", "signals", "fork"])
+def test_storms_survive_it(storm, launch, tmp_path):
+    target = launch("storm.py", storm)
+    for number in range(15):
+        inject(target.pid, note(tmp_path / "ran", number))
+        until(lambda number=number: len(lines(tmp_path / "ran")) == number + 1)
+    assert target.poll() is None
+
+
+def test_an_interrupted_sleep_goes_on_with_the_rest_of_its_time(launch, tmp_path):
+    target = launch("busy.py", "sleep", 1.5)
+    time.sleep(0.3)
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    word, seconds = target.stdout.readline().split()
+    assert word == "slept"
+    assert 1.5 <= float(seconds) < 2.5
+    until(lambda: lines(tmp_path / "ran") == ["x"])
+
+
+def test_a_stopped_target_runs_it_when_it_continues(launch, tmp_path):
+    target = launch("busy.py")
+    os.kill(target.pid, signal.SIGSTOP)
+    until(lambda: " T " in Path(f"/proc/{target.pid}/stat").read_text())
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    until(lambda: " T " in Path(f"/proc/{target.pid}/stat").read_text())
+    assert lines(tmp_path / "ran") == []
+    os.kill(target.pid, signal.SIGCONT)
+    until(lambda: lines(tmp_path / "ran") == ["x"])
+
+
+def matmul_counts(report):
+    words = report.read_text().split() if report.exists() else []
+    return (int(words[0]), int(words[1])) if len(words) == 2 else (0, 0)
+
+
+def call_cbrt(pid, rounds):
+    """The same detour, but through libm's cbrt, which uses vector registers as Py_AddPendingCall of another build might."""
+    mappings = read_maps(pid)
+    libm = next(m for m in mappings if os.path.basename(m.path).startswith("libm.so") and m.offset == 0)
+    with open_mapped(pid, libm) as file:
+        found = find_symbols(file, ["cbrt"])
+    entry = injector.resolve(pid)._replace(
+        add_pending_call=found.addresses["cbrt"] + load_bias(mappings, libm.path, found.first_load_vaddr)
+    )
+    original, injector.resolve = injector.resolve, lambda _pid: entry._replace(free=original(pid).free)
+    try:
+        for _ in range(rounds):
+            inject(pid, "")
+            time.sleep(0.002)
+    finally:
+        injector.resolve = original
+
+
+def test_a_matrix_product_under_way_is_not_changed_by_a_bit(launch, tmp_path):
+    target = launch("matmul.py", tmp_path / "counts")
+    call_cbrt(target.pid, 60)
+    good, bad = until(lambda: matmul_counts(tmp_path / "counts"))
+    assert bad == 0
+    assert good > 0
+
+
+def test_twin_without_the_vector_registers_the_product_is_wrong(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(ptrace.Tracee, "set_vector_state", lambda *_: None)
+    target = launch("matmul.py", tmp_path / "counts")
+    call_cbrt(target.pid, 60)
+    until(lambda: matmul_counts(tmp_path / "counts")[1] > 0)
+
+
+def inject_and_die(pid, after_calls):
+    """Inject from a child process that SIGKILLs itself before its n-th ptrace call. True when it was killed."""
+    child = os.fork()
+    if child == 0:
+        real, made = ptrace._libc.ptrace, 0
+
+        class Dying:
+            @staticmethod
+            def ptrace(*arguments):
+                nonlocal made
+                if made == after_calls:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                made += 1
+                return real(*arguments)
+
+        ptrace._libc = Dying
+        try:
+            inject(pid, "pass")
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("script", ["busy.py", "matmul.py"])
+def test_the_attacher_killed_before_every_call_it_makes_leaves_the_target_alive(script, launch, tmp_path):
+    target = launch(script, tmp_path / "counts")
+    killed = 0
+    for _round in range(3):
+        for calls in range(24):
+            killed += inject_and_die(target.pid, calls)
+            assert target.poll() is None, f"the target died when we were killed before ptrace call {calls}"
+    assert killed >= 40
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    until(lambda: lines(tmp_path / "ran") == ["x"])
+    if script == "matmul.py":
+        assert matmul_counts(tmp_path / "counts")[1] == 0
+
+
+def test_the_attacher_killed_from_outside_at_random_instants(launch, tmp_path):
+    target = launch("busy.py")
+    generator = random.Random(1)
+    for _ in range(60):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    inject(target.pid, "pass")
+            finally:
+                os._exit(0)
+        time.sleep(generator.uniform(0.0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert target.poll() is None
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    until(lambda: "x" in lines(tmp_path / "ran"))
+
+
+def test_twin_without_the_frame_the_target_dies_with_the_attacher(launch, monkeypatch):
+    real = sigframe.build
+    monkeypatch.setattr(sigframe, "build", lambda *arguments: bytes(len(real(*arguments))))
+    target = launch("busy.py")
+    for calls in range(24):
+        inject_and_die(target.pid, calls)
+        if target.poll() is not None:
+            break
+    assert until(target.poll) < 0
+
+
+def test_a_process_that_is_not_python_is_refused_in_a_sentence():
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(InjectError, match="not a Python process"):
+            inject(sleeper.pid, "pass")
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_process_that_is_gone_is_an_oserror():
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with pytest.raises(OSError):
+        inject(ended.pid, "pass")
