@@ -42,17 +42,18 @@ def measure(tensor):
 
 
 def rows(measured):
-    """(rows, finite): float64[k][3] of (left, right, count) as bytes from measure's tensor on the CPU, and the finite entries.
+    """(rows, finite): float64[64][3] of (left, right, count) as bytes from measure's tensor on the CPU, and the finite entries.
 
-    k is 64; 1 when the finite entries are all equal or nearly so; 0 when there is none.
+    All counts are 0 when no entry is finite.
     """
     cells = measured.tolist()
     edges, counts, finite = cells[: BINS + 1], cells[BINS + 1 : -1], int(cells[-1])
-    if not finite:
-        return b"", 0
-    if any(edges[i] >= edges[i + 1] for i in range(BINS)):
-        # One value, or neighbours so near that float64 has no room for 64 edges between them.
-        return struct.pack("<3d", *_around(edges[0], edges[-1]), finite), finite
+    if not all(edges[i] < edges[i + 1] for i in range(BINS)):
+        # No value, one value, or neighbours so near that float64 has no room for 64 edges between them.
+        low, high = _around(edges[0], edges[-1]) if finite else (0.0, 1.0)
+        edges = [low * (1 - i / BINS) + high * (i / BINS) for i in range(BINS + 1)]
+        counts = [0] * BINS
+        counts[BINS // 2] = finite
     flat = [cell for i in range(BINS) for cell in (edges[i], edges[i + 1], counts[i])]
     return struct.pack("<%dd" % len(flat), *flat), finite
 
@@ -78,6 +79,7 @@ def _bin_of(values, low, high, edges):
 
 
 def _around(low, high):
-    """A bin that holds low..high and has a width, since readers divide by it."""
+    """Room for 64 bins such that the middle one holds low..high (save at the very ends of float64's range)."""
     margin = max(abs(low), abs(high)) * 2.0**-20 or 2.0**-20
-    return max(low - margin, -sys.float_info.max), min(high + margin, sys.float_info.max)
+    shift = margin / BINS  # half a bin
+    return max(low - margin - shift, -sys.float_info.max), min(low + margin - shift, sys.float_info.max)

@@ -35,18 +35,22 @@ def as_nchw(batch, order, count):
     return batch.permute(*(order.index(letter) for letter in "NCHW"))[:count]
 
 
-def to_uint8(batch, rescale, max_bytes):
-    """(shape, data): uint8[n, H, W, C] of `batch` [n, C, H, W], a CPU tensor of any real type, in at most `max_bytes`.
+def fit(batch, max_bytes):
+    """A view of `batch` [n, C, H, W] that takes at most `max_bytes` as uint8: every k-th pixel of larger images, then fewer."""
+    stride = max(1, math.ceil(math.sqrt(batch[:1].numel() / max_bytes)))
+    batch = batch[:, :, ::stride, ::stride]
+    return batch[: max(1, max_bytes // max(1, batch[:1].numel()))]
+
+
+def to_uint8(batch, rescale=False):
+    """The bytes of uint8[n, H, W, C] for `batch` [n, C, H, W], a CPU tensor of any real type.
 
     The scaling is SummaryWriter.add_images': uint8 passes unchanged, everything else is times 255, clamped to 0..255 and
     truncated. `rescale` maps the smallest finite value of the batch to 0 and the largest to 255 instead, for inputs that were
-    normalised. NaN becomes 0. What does not fit is thinned: every k-th pixel of larger images, then fewer images.
+    normalised. NaN becomes 0.
     """
     import torch
 
-    stride = max(1, math.ceil(math.sqrt(batch[:1].numel() / max_bytes)))
-    batch = batch[:, :, ::stride, ::stride]
-    batch = batch[: max(1, max_bytes // max(1, batch[:1].numel()))]
     count, channels, height, width = batch.shape
     out = torch.empty((count, height, width, channels), dtype=torch.uint8)
     scale, offset = _finite_range(batch) if rescale else (255.0, 0.0)
@@ -55,33 +59,42 @@ def to_uint8(batch, rescale, max_bytes):
         if piece.dtype != torch.uint8 or rescale:
             values = ((torch.nan_to_num(piece.to(torch.float32), 0.0) - offset) * scale).clamp_(0, 255)
         out[index, rows] = values.permute(1, 2, 0)
-    return tuple(out.shape), raw_bytes(out)
+    return _raw_bytes(out)
+
+
+def fit_maps(maps):
+    """A view of the 2-D maps in `maps` [K, H, W]: at most 64 of them, thinned to at most 64 pixels a side."""
+    stride = max(1, math.ceil(max(maps.shape[1:]) / MAX_MAP_PIXELS))
+    return maps[:MAX_GRID_MAPS, ::stride, ::stride]
+
+
+def grid_shape(shape):
+    """(rows of maps, maps in a row, height, width) of the picture that `grid` makes of K, H, W = `shape` (none of them 0)."""
+    count, height, width = shape
+    across = min(count, max(1, math.ceil(math.sqrt(count * height / width))))
+    down = math.ceil(count / across)
+    return down, across, down * (height + 1) - 1, across * (width + 1) - 1
 
 
 def grid(maps):
-    """(shape, data): one grey picture uint8[1, H, W, 1] of the 2-D maps in `maps` [K, H, W], side by side.
+    """The bytes of one grey picture, uint8[height, width] as grid_shape says, of the maps in `maps` [K, H, W] side by side.
 
-    Each map reaches from black (its smallest finite value) to white (its largest); a constant one is black. At most 64 maps
-    are shown, and larger ones thinned to 64 pixels a side.
+    Each map reaches from black (its smallest finite value) to white (its largest); a constant one is black.
     """
     import torch
 
-    maps = maps[:MAX_GRID_MAPS]
-    stride = max(1, math.ceil(max(maps.shape[1:]) / MAX_MAP_PIXELS))
-    maps = maps[:, ::stride, ::stride]
+    _, across, total_height, total_width = grid_shape(maps.shape)
     count, height, width = maps.shape
-    columns = math.ceil(math.sqrt(count * height / width)) if width else 1
-    columns = min(count, max(1, columns))
-    out = torch.zeros(math.ceil(count / columns) * (height + 1) - 1, columns * (width + 1) - 1, dtype=torch.uint8)
+    out = torch.zeros(total_height, total_width, dtype=torch.uint8)
     for index in range(count):
         values = maps[index].to(torch.float32)
         scale, offset = _finite_range(values[None, None])
-        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        top, left = index // across * (height + 1), index % across * (width + 1)
         out[top : top + height, left : left + width] = (torch.nan_to_num(values, offset) - offset).mul_(scale).clamp_(0, 255)
-    return (1, *out.shape, 1), raw_bytes(out)
+    return _raw_bytes(out)
 
 
-def raw_bytes(tensor):
+def _raw_bytes(tensor):
     """The bytes of a contiguous CPU tensor; numpy, which could do the same, may not be installed in the job."""
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
