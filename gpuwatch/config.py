@@ -38,9 +38,10 @@ class Daemon(Section, frozen=True):
 class Hooks(Section, frozen=True):
     """What the daemon asks of the training processes (a setting in a job's own environment wins)."""
 
-    every: Count = 1  # record each k-th optimizer step
+    every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1  # per-tensor statistics at each k-th optimizer step
     histograms: bool = True
     overhead_budget: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01  # share of the step time that the hooks may take
+    ring_slots: Annotated[int, msgspec.Meta(ge=8, le=4080)] = 512  # 16 KiB each; read by the hooks when they begin
 
 
 class Sampling(Section, frozen=True):
@@ -82,7 +83,7 @@ class Limits(Section, frozen=True):
     handshake_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
     runs_per_uid: Count = 64  # live runs (a rank is a run of its own)
     tensors_per_run: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 2000
-    tags_per_run: Count = 500  # scalar and media tags; the rest go under `_other`
+    tags_per_run: Annotated[int, msgspec.Meta(ge=1, le=500)] = 500  # scalar and media tags; the rest go under `_other`
     series: Annotated[int, msgspec.Meta(ge=100)] = 20_000  # tags, layers and groups of all live runs together
     ring_bytes: Annotated[int, msgspec.Meta(ge=8192, le=64 << 20)] = 64 << 20
     media_bytes: Annotated[int, msgspec.Meta(ge=1024, le=16 << 20)] = 16 << 20

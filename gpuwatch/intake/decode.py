@@ -15,7 +15,7 @@ from gpuwatch_hooks import wire
 
 from gpuwatch.intake.redaction import clean_fact, clean_text
 from gpuwatch.state.identity import Hello
-from gpuwatch.state.records import DecodeError, Meta, Names, Record, Scalar
+from gpuwatch.state.records import DecodeError, Meta, Names, Scalar
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
 Step = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
@@ -35,10 +35,10 @@ class HelloMessage(msgspec.Struct, frozen=True):
 
 
 class Numbered(msgspec.Struct, frozen=True):
-    """names, scalars or meta number `n`, as records."""
+    """names, scalars or meta number `n`, as the record that the journal keeps."""
 
     n: int
-    records: tuple[Record, ...]
+    record: Names | tuple[Scalar, ...] | Meta
 
 
 class MediaMessage(msgspec.Struct, frozen=True):
@@ -183,7 +183,7 @@ def _names(tree: dict[str, Any]) -> Numbered:
     if said.numels and len(said.numels) != len(said.names):
         raise DecodeError(f"{len(said.names)} names with {len(said.numels)} sizes")
     names = tuple(clean_text(name) for name in said.names)
-    return Numbered(said.n, (Names(said.table, said.version, said.first, names, tuple(said.numels)),))
+    return Numbered(said.n, Names(said.table, said.version, said.first, names, tuple(said.numels)))
 
 
 def _scalars(tree: dict[str, Any]) -> Numbered:
@@ -203,7 +203,7 @@ def _meta(tree: dict[str, Any]) -> Numbered:
     if len(said.facts) > MAX_FACTS:
         raise DecodeError(f"{len(said.facts)} facts")
     facts = {clean_text(key, 80): clean_fact(key, value) for key, value in said.facts.items() if value is not None}
-    return Numbered(said.n, (Meta(facts),))
+    return Numbered(said.n, Meta(facts))
 
 
 def _bye(_tree: dict[str, Any]) -> Bye:

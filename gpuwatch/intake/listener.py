@@ -37,10 +37,10 @@ class Listener:
         listening.setblocking(False)
 
     def accept(self) -> socket.socket | None:
-        """The next caller, non-blocking, or None."""
+        """The next caller, non-blocking, or None. Raises OSError when we are out of descriptors or memory."""
         try:
             caller, _ = self.socket.accept()
-        except OSError:  # none left; or it has gone already; or we are out of descriptors, which the next turn will see
+        except (BlockingIOError, ConnectionError, InterruptedError):
             return None
         caller.setblocking(False)
         return caller

@@ -47,12 +47,15 @@ def identify(connection: socket.socket) -> Identity:
 
 
 def start_ticks(pid: int) -> int:
-    """When process `pid` started, in clock ticks since boot; 0 when there is no such process to be seen."""
+    """When process `pid` started, in clock ticks since boot; 0 when there is no such process to be seen.
+
+    Raises OSError for a fault of our own, such as no descriptor left: that must not pass for another identity.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command in the second field may hold blanks and parentheses: count from the last one.
             return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError, ValueError):
         return 0
 
 
@@ -146,7 +149,7 @@ class Peer:
 
 
 def open_pidfd(identity: Identity) -> int:
-    """A descriptor that becomes readable when the process ends; -1 when it cannot be had (it has gone, or is not ours to see)."""
+    """A descriptor that becomes readable when the process ends; -1 when it has gone or is not ours to see."""
     if identity.pid <= 0:
         return -1
     try:

@@ -78,8 +78,7 @@ class RingReader:
             head = self.head
             if head <= self.sequence or size_bytes >= max_bytes:
                 break
-            # The slot after the head's may be half-way to its next record: number head - slot_count is not safe, nor lost
-            # for certain, and the checks below tell.
+            # The slot of `oldest` may be half-way to record head + 1 already: the checks below tell.
             oldest = head - self.slot_count + 1
             if oldest > self.sequence + 1:
                 self.overwritten += oldest - 1 - self.sequence
