@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+
 from gpuwatch.attach import injector, ptrace, sigframe
 from gpuwatch.attach.elf import find_symbols
 from gpuwatch.attach.injector import InjectError, inject
 from gpuwatch.attach.maps import load_bias, open_mapped, read_maps
-
 from tests.attach.conftest import until
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
