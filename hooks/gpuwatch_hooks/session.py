@@ -1,0 +1,243 @@
+"""One process's recording: it owns the settings, the ledger, the guard, the ring, the outbox and the control thread.
+
+    new -> installed (patches in, nothing else) -> armed (first optimizer step: ring, thread) -> over
+
+Everything here may be called from any thread at any time, also in a forked child and after the end: it then does nothing.
+"""
+
+import atexit
+import collections
+import struct
+import sys
+import threading
+import time
+import uuid
+
+from . import control, forks, identity, notices, outbox, patching, ring, settings, wire
+from .guard import Guard
+
+MAX_EARLY_EVENTS = 16
+_LAST_STEP = struct.Struct("<Q")
+
+
+class Session:
+    """See the module. `settings` is replaced, never changed: read it once a step."""
+
+    def __init__(self):
+        self.settings, self._complaints = settings.from_environment()
+        self.run = self.settings.run or identity.run_name()
+        self.token = self.settings.token or identity.job_token()
+        self.attempt_id = uuid.uuid4().hex
+        self.device = "cpu"  # the recorder says otherwise before it arms
+        self.ledger = patching.Ledger()
+        self.guard = Guard(self._on_fault, self._on_probe_off)
+        self.outbox = outbox.Outbox()
+        self.ring = None
+        self.recorder = None
+        self.control = None
+        self.installed = False
+        self.armed = False
+        self.over = False  # ended, detached, refused, silenced by a fork, or never able to begin
+        self.renewable = False  # detached: an explicit start may make a new session
+        self._writer = {}
+        self._drops = collections.deque()
+        self._early_events = collections.deque(maxlen=MAX_EARLY_EVENTS)
+        self._last_step_head = None
+
+    # ------------------------------------------------------------------------------------------------- installation
+    def install(self):
+        """Put the probes in (torch is imported). Idempotent. Nothing is recorded before the first optimizer step."""
+        if self.installed or self.over:
+            return
+        self.installed = True
+        for complaint in self._complaints:
+            notices.say_once(complaint)
+        from .recorder import Recorder
+
+        try:
+            self.recorder = Recorder(self)
+            self.recorder.install()
+        except Exception as error:
+            self.over = True
+            self.ledger.remove()
+            notices.say_once("the hooks could not be installed (%s: %s); training goes on" % (type(error).__name__, error))
+
+    def arm(self):
+        """Begin to record: make the ring, start the control thread. True when recording; cheap when it already is."""
+        if self.armed:
+            return True
+        if self.over:
+            return False
+        try:
+            self.ring = ring.RingWriter(self.settings.ring_slots)
+            self.control = control.Control(self)
+            forks.watch(self)
+            self.control.start()
+        except Exception as error:
+            self.over = True
+            if self.ring is not None:
+                self.ring.close()
+            self.ledger.remove()
+            notices.say_once("this process cannot be recorded (%s: %s); training goes on" % (type(error).__name__, error))
+            return False
+        atexit.register(self._at_exit)
+        self.armed = True
+        while self._early_events:
+            self.event(*self._early_events.popleft())
+        return True
+
+    # ------------------------------------------------------------------------------------------------------- records
+    def write(self, kind, head, body=b""):
+        """One record into the ring, head and body bytes-like of itemsize 1. False when it was dropped (and counted).
+
+        One thread at a time: whoever comes second drops its record instead of waiting.
+        """
+        if self.over or not self.armed:
+            return False
+        # setdefault is one atomic step and, unlike a lock, not lost when Ctrl-C lands just behind it: the same thread
+        # gets in again.
+        me = threading.get_ident()
+        if self._writer.setdefault("writer", me) != me:
+            self.drop("busy_writer")
+            return False
+        try:
+            while self._drops:
+                self.ring.count_dropped(self._drops.popleft())
+            if kind == wire.KIND_STEP:
+                self._last_step_head = head
+            return self.ring.write(kind, head, body)
+        finally:
+            self._writer.pop("writer", None)
+
+    def drop(self, reason):
+        """Count a record that was lost before it reached the ring; `reason` is one of wire.DROP_REASONS."""
+        if not self.over:
+            self._drops.append(reason)
+
+    def event(self, code, step, value, text):
+        """An EVENT record; `code` is one of wire.EVENT_CODES. Before the first step it waits for the ring."""
+        if not self.armed and not self.over:
+            self._early_events.append((code, step, value, text))
+            return False
+        raw = text.encode("utf-8", "replace")[: wire.MAX_EVENT_TEXT_BYTES].decode("utf-8", "ignore").encode()
+        head = wire.EVENT_HEAD.pack(max(0, int(step)), wire.EVENT_CODES.index(code), float(value))
+        return self.write(wire.KIND_EVENT, head, raw)
+
+    def names(self, table, version, first, names, numels=()):
+        """Names for rows `first`... of a name table (one of wire.NAME_TABLES); a new version replaces the table."""
+        if not self.over:
+            self.outbox.put_names(table, version, first, names, numels)
+
+    def scalar(self, tag, step, value):
+        """A value under the job's own tag and on its own step axis."""
+        if not self.over:
+            self.outbox.put_scalar(tag, step, value)
+
+    def media(self, kind, tag, step, shape, data):
+        """Images, histogram, figure or text (wire.MEDIA_KINDS); `data`: bytes-like, or a callable run on the control thread."""
+        return not self.over and self.outbox.put_media(kind, tag, step, shape, data)
+
+    def meta(self, facts):
+        """Facts about the run: a flat dict of str, int, float, bool."""
+        if not self.over:
+            self.outbox.put_facts(facts)
+
+    # ------------------------------------------------------------------------------------------------------ settings
+    def adjust(self, changes, explicit):
+        """Take adjustable settings from a dict; see settings.adjusted."""
+        self.settings = settings.adjusted(self.settings, changes, explicit)
+
+    # ----------------------------------------------------------------------------------------------------------- end
+    def end(self, reason):
+        """END record, then give the control thread its time to deliver. `reason` is one of wire.END_REASONS."""
+        if self.over:
+            return
+        if self.armed:
+            self._flush()
+            self._write_end(reason)
+        self.over = True
+        if self.control is not None:
+            self.control.stop()
+
+    def detach(self):
+        """Take everything out without a trace: patches, hooks, thread, descriptors, memory."""
+        if not self.over:
+            self.leave("detached")
+            if self.control is not None:
+                self.control.stop(patient=True)
+
+    def leave(self, reason):
+        """Take the patches out and stop recording, from any thread; with a `reason`, write an END record first."""
+        if self.over:
+            return
+        if self.recorder is not None:
+            self.guard.run("remove", self.recorder.remove)
+        self.ledger.remove()
+        if self.armed and reason is not None:
+            self._write_end(reason)
+        self.over = self.renewable = True
+        atexit.unregister(self._at_exit)
+
+    def silence(self):
+        """In a forked child: never again a record, a thread or a descriptor of ours."""
+        if not self.armed:
+            return
+        self.over = True
+        self.renewable = False
+        self.ring.silent = True
+        self.ledger.remove()
+        atexit.unregister(self._at_exit)
+        self.control.abandon()
+
+    def _flush(self):
+        if self.recorder is not None:
+            self.guard.run("flush", self.recorder.flush)
+
+    def _write_end(self, reason):
+        head = wire.END_HEAD.pack(self._last_step(), wire.END_REASONS.index(reason))
+        for _ in range(50):
+            if self.write(wire.KIND_END, head):
+                return
+            time.sleep(0.001)  # the training thread is in the middle of a record
+
+    def release(self):
+        """The control thread has gone: unmap the ring, unless the training thread never leaves it. The daemon keeps its own."""
+        for _ in range(50):
+            if self._writer.setdefault("writer", self) is self:
+                self.ring.close()
+                return
+            time.sleep(0.001)
+
+    def _at_exit(self):
+        failed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+        self.guard.run("end", self.end, "exception" if failed else "exit")
+
+    # --------------------------------------------------------------------------------------------------------- guard
+    def _on_fault(self, _probe, _error):
+        self.drop("probe_fault")
+
+    def _on_probe_off(self, probe, faults, text):
+        notices.say_once("%s is switched off after %d faults (%s)" % (probe, faults, text))
+        self.event("probe_disabled", self._last_step(), faults, "%s: %s" % (probe, text))
+
+    def _last_step(self):
+        return _LAST_STEP.unpack_from(self._last_step_head)[0] if self._last_step_head is not None else 0
+
+
+_current = None
+
+
+def current():
+    """The process's one session, made when first asked for. After its end it stays, and does nothing."""
+    global _current  # noqa: PLW0603 - a process has one
+    if _current is None:
+        _current = Session()
+    return _current
+
+
+def renewed():
+    """A new session in place of one that was detached; otherwise the current one. For an explicit start only."""
+    global _current  # noqa: PLW0603
+    if _current is not None and _current.over and _current.renewable:
+        _current = Session()
+    return current()
