@@ -42,9 +42,7 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "gpuwatch --help lists them."
@@ -59,7 +57,7 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(gpuwatch.__version__, package_name="gpuwatchd", prog_name="gpuwatch")
 def cli() -> None:
-    """Watch PyTorch training: light hooks in the job, judgement in a daemon beside it.
+    r"""Watch PyTorch training: light hooks in the job, judgement in a daemon beside it.
 
     \b
     gpuwatch demo                       see it at work

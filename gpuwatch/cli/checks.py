@@ -35,9 +35,8 @@ class Result(NamedTuple):
 def hooks(logdir: Path) -> Result:  # noqa: ARG001  # every check has the same signature
     """The whole way into a child interpreter: sitecustomize found, the hooks loaded, torch not imported."""
     ask = "import sys; print('gpuwatch_hooks' in sys.modules, 'torch' in sys.modules)"
-    answer = subprocess.run(
-        [sys.executable, "-c", ask], env=injected_environment(os.environ), capture_output=True, text=True, timeout=30, check=False
-    )
+    environ = injected_environment(os.environ)
+    answer = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True, timeout=30, check=False)
     if answer.stdout.split() == ["True", "False"]:
         return Result("hooks", "ok", "reach a Python that `gpuwatch run` starts")
     said = (answer.stderr.strip().splitlines() or ["they were not loaded"])[-1]
@@ -54,7 +53,7 @@ def torch(logdir: Path) -> Result:  # noqa: ARG001
         )
     version = importlib.metadata.version("torch")
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 1):
-        return Result("torch", "fail", f"{version} is older than 2.1", "The hooks need torch 2.1 or newer: pip install -U torch")
+        return Result("torch", "fail", f"{version} is older than 2.1", "The hooks need torch 2.1 or newer.")
     return Result("torch", "ok", version)
 
 
@@ -68,7 +67,9 @@ def memfd(logdir: Path) -> Result:  # noqa: ARG001
         finally:
             os.close(fd)
     except OSError as error:
-        return Result("memfd", "fail", f"sealed memory files do not work: {error.strerror}", "A seccomp filter may forbid them.")
+        return Result(
+            "memfd", "fail", f"sealed memory files do not work: {error.strerror}", "Does a seccomp filter forbid them?"
+        )
     return Result("memfd", "ok", "sealed memory files work")
 
 
@@ -178,7 +179,7 @@ def prometheus(logdir: Path) -> Result:  # noqa: ARG001
 
 def tensorboard(logdir: Path) -> Result:
     if importlib.util.find_spec("tensorboard") is None:
-        return Result("tensorboard", "fail", "cannot be imported, and the daemon writes its files with it", "pip install tensorboard")
+        return Result("tensorboard", "fail", "cannot be imported; the daemon needs it", "pip install tensorboard")
     return Result("tensorboard", "ok", f"{importlib.metadata.version('tensorboard')}: tensorboard --logdir {logdir}")
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _ASK_SECONDS = 20.0
 _OLDEST_PYTHON = (3, 9)
 _ASK = """
 import importlib.util, json, sys
-print(json.dumps({"version": sys.version_info[:2], "torch": importlib.util.find_spec("torch") is not None,
+print(json.dumps({"version": list(sys.version_info[:2]), "torch": importlib.util.find_spec("torch") is not None,
                   "hooked": "gpuwatch_hooks" in sys.modules}))
 """
 
@@ -52,9 +52,28 @@ def why_unseen(command: Sequence[str], environ: Mapping[str, str]) -> str:
     if interpreter is None:
         return "the hooks see optimizer steps of torch in the Python processes that the command starts"
     options = _interpreter_options(command)
-    for flag, reason in (("I", "-I"), ("E", "-E"), ("S", "-S")):
+    for flag in "IES":
         if flag in options:
-            return f"python {reason} ignores PYTHONPATH or sitecustomize, by which the hooks get in; leave it out, or call gpuwatch.watch()"
+            return f"with -{flag} Python ignores PYTHONPATH or sitecustomize, by which the hooks get in"
+    facts = _ask(interpreter, environ)
+    if facts is None:
+        return f"{interpreter} could not be asked what it has"
+    version = tuple(facts["version"])
+    if version < _OLDEST_PYTHON:
+        return f"{interpreter} is Python {version[0]}.{version[1]}, and the hooks need 3.9 or newer"
+    return _what_is_missing(interpreter, facts)
+
+
+def _what_is_missing(interpreter: str, facts: dict[str, Any]) -> str:
+    if not facts["torch"]:
+        return f"torch is not installed for {interpreter}"
+    if not facts["hooked"]:
+        return f"{interpreter} did not load the hooks from PYTHONPATH"
+    return "it ended before the first optimizer step of torch"
+
+
+def _ask(interpreter: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the interpreter says of itself in the job's environment, or None."""
     try:
         answer = subprocess.run(
             [interpreter, "-c", _ASK],
@@ -65,17 +84,10 @@ def why_unseen(command: Sequence[str], environ: Mapping[str, str]) -> str:
             timeout=_ASK_SECONDS,
             check=False,
         )
-        facts = json.loads(answer.stdout.splitlines()[-1])
+        facts: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
-        return f"{interpreter} could not be asked what it has"
-    version = tuple(facts["version"])
-    if version < _OLDEST_PYTHON:
-        return f"{interpreter} is Python {version[0]}.{version[1]}, and the hooks need 3.9 or newer"
-    if not facts["torch"]:
-        return f"torch is not installed for {interpreter}"
-    if not facts["hooked"]:
-        return f"{interpreter} did not load the hooks from PYTHONPATH"
-    return "it ended before the first optimizer step of torch"
+        return None
+    return facts
 
 
 def _interpreter(command: Sequence[str]) -> str | None:

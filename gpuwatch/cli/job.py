@@ -1,7 +1,7 @@
 """The user's command as our child: started and signalled so that nobody, neither it nor the terminal, can tell us apart.
 
-It stays in our process group and on our terminal, with our descriptors. So the terminal's own signals (Ctrl-C, Ctrl-Z,
-Ctrl-\\) reach it without us, and what somebody sends to our pid alone is passed on. That these two differ is told by
+It stays in our process group and on our terminal, with our descriptors. So the terminal's own signals (Ctrl-C, Ctrl-Z)
+reach it without us, and what somebody sends to our pid alone is passed on. That these two differ is told by
 the sender that sigwaitinfo reports: the kernel, or a process.
 """
 
@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ _WAITED_FOR = _PASSED_ON | {signal.SIGCHLD}
 _PR_SET_DUMPABLE = 4
 
 
-class CannotStart(Exception):
+class CannotStartError(Exception):
     """The command could not be started; `code` is what a shell would have exited with."""
 
     def __init__(self, sentence: str, code: int) -> None:
@@ -42,12 +43,12 @@ class CannotStart(Exception):
 
 
 class Job:
-    """A running command. Blocks the signals it passes on in the calling (main) thread, from before the start until release()."""
+    """A running command. Blocks the signals it passes on in the calling (main) thread, until release()."""
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
         try:
-            self.pid = self._spawn(list(command), environ)
+            self._process = self._spawn(list(command), environ)
         except BaseException:
             self.release()
             raise
@@ -58,7 +59,7 @@ class Job:
         `other_child` is called whenever a child has ended that may not be the command.
         """
         while True:
-            status = self._ended()
+            status = self._process.poll()
             if status is not None:
                 return status
             info = signal.sigwaitinfo(_WAITED_FOR)
@@ -68,37 +69,40 @@ class Job:
                 self._pass_on(signal.Signals(info.si_signo), info)
 
     def release(self) -> None:
-        """Signals mean to this process what they meant before the command was started."""
+        """Signals mean to this process what they meant before the command was started; those for it alone are forgotten."""
+        while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
-    def _spawn(self, command: list[str], environ: Mapping[str, str]) -> int:
+    def _spawn(self, command: list[str], environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        mask = self._mask
         try:
-            # Python ignores SIGPIPE and SIGXFSZ for itself; a child that inherited that would never end on a closed pipe.
-            return os.posix_spawnp(
-                command[0], command, environ, setsigmask=self._mask, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ]
+            # Not posix_spawn: glibc's leaves its two internal signals ignored in the child. restore_signals (the default)
+            # undoes Python's ignoring of SIGPIPE; close_fds=False keeps what our caller opened for the command.
+            return subprocess.Popen(
+                command,
+                env=environ,
+                close_fds=False,
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509  # no threads here
             )
         except FileNotFoundError:
             if Path(command[0]).exists():
-                raise CannotStart(f"{command[0]}: the interpreter named in its first line does not exist", 126) from None
-            raise CannotStart(f"{command[0]}: command not found{_python_hint(command[0])}", 127) from None
+                raise CannotStartError(f"{command[0]}: the interpreter named in its first line does not exist", 126) from None
+            raise CannotStartError(f"{command[0]}: command not found{_python_hint(command[0])}", 127) from None
         except PermissionError:
-            raise CannotStart(f"{command[0]}: not executable{_python_hint(command[0])}", 126) from None
+            raise CannotStartError(f"{command[0]}: not executable{_python_hint(command[0])}", 126) from None
         except OSError as error:
             if error.errno == errno.ENOEXEC:  # a script without a first line: run by sh, as execvp and every shell do
                 command[0] = shutil.which(command[0]) or command[0]
                 return self._spawn(["/bin/sh", *command], environ)
-            raise CannotStart(f"{command[0]}: {error.strerror}", 126) from None
-
-    def _ended(self) -> int | None:
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if pid else None
+            raise CannotStartError(f"{command[0]}: {error.strerror}", 126) from None
 
     def _pass_on(self, number: signal.Signals, info: signal.struct_siginfo) -> None:
         from_kernel = info.si_code > 0
         if number == signal.SIGHUP and os.getsid(0) == os.getpid():
             from_kernel = False  # a hangup is told to the session's leader alone, and that is us
         if not from_kernel and not self._is_descendant(info.si_pid):
-            os.kill(self.pid, number)
+            os.kill(self._process.pid, number)
         if number == signal.SIGTSTP:
             # Stop as the terminal or the sender wants it, for the shell to see. The default action, not SIGSTOP: the
             # kernel then leaves an orphaned process group running, which nobody could continue.
@@ -109,7 +113,7 @@ class Job:
     def _is_descendant(self, pid: int) -> bool:
         """Whether `pid` is the command or below it: a job that signals its own group means itself, and has had it."""
         while pid > 1:
-            if pid == self.pid:
+            if pid == self._process.pid:
                 return True
             try:
                 pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -26,7 +26,7 @@ _MAX_RESTARTS = 3
 _PR_SET_PDEATHSIG = 1
 
 
-class DaemonFailed(Exception):
+class DaemonFailedError(Exception):
     """The daemon ended before it was ready; the text is the last thing it said."""
 
 
@@ -39,7 +39,8 @@ class PrivateDaemon:
         self.logdir = logdir
         self.socket_path = folder / f"run-{key}.sock"
         self.log = logdir / "daemon.log"
-        self.listen = f"127.0.0.1:{DEFAULT_PORT if port_is_free(DEFAULT_PORT) else 0}"
+        self.has_default_port = port_is_free(DEFAULT_PORT)
+        self.listen = f"127.0.0.1:{DEFAULT_PORT if self.has_default_port else 0}"
         self.metrics_url = ""
         self._notify_path = folder / f"run-{key}.notify"
         self._environ = dict(environ)
@@ -47,8 +48,10 @@ class PrivateDaemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it is ready. Raises DaemonFailed when it ends instead; a slow one is waited for no longer
-        than READY_SECONDS, since the hooks will find it whenever it comes."""
+        """Start it and wait until it is ready. Raises DaemonFailedError when it ends instead.
+
+        A slow one is waited for no longer than READY_SECONDS: the hooks will find it whenever it comes.
+        """
         self._notify_path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
             notices.bind(str(self._notify_path))
@@ -102,7 +105,7 @@ class PrivateDaemon:
                 stderr=log,
                 env={**self._environ, "NOTIFY_SOCKET": str(self._notify_path)},
                 start_new_session=True,
-                preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
+                preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),  # noqa: PLW1509  # no threads here
             )
 
     def _hear(self, notices: socket.socket, process: subprocess.Popen[bytes]) -> None:
@@ -114,7 +117,7 @@ class PrivateDaemon:
             except TimeoutError:
                 if process.poll() is not None:
                     self._process = None
-                    raise DaemonFailed(self._last_words()) from None
+                    raise DaemonFailedError(self._last_words()) from None
                 continue
             self.metrics_url = said.get("X_GPUWATCH_METRICS", self.metrics_url)
             if "READY" in said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -35,7 +36,7 @@ def sparkline(values: Sequence[float | None], width: int = 40) -> str:
     """
     if len(values) > width:
         edges = [len(values) * i // width for i in range(width + 1)]
-        values = [_mean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [_mean(values[a:b]) for a, b in itertools.pairwise(edges)]
     finite = [v for v in values if v is not None and math.isfinite(v)]
     low, span = (min(finite), max(finite) - min(finite)) if finite else (0.0, 0.0)
 

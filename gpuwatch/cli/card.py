@@ -1,0 +1,183 @@
+"""The health card of `gpuwatch status`: what run.json knows of one run, as lines for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuwatch_hooks import wire
+
+from gpuwatch.cli.runs import STATUS_COLOURS
+from gpuwatch.cli.terminal import (
+    bar,
+    dim,
+    number,
+    paint,
+    quantity_of_bytes,
+    quantity_of_seconds,
+    sparkline,
+)
+from gpuwatch.state import summary
+from gpuwatch.state.counters import PHASES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuwatch.cli.recorded import Recorded
+    from gpuwatch.state.findings import Finding
+
+_FILLS = {"data": "░", "forward": "▒", "backward": "▓", "optimizer": "█", "other": "·"}
+_SEVERITY_COLOURS = {"critical": "red", "warning": "yellow", "info": "cyan"}
+_ORDER = {"critical": 0, "warning": 1, "info": 2}
+
+
+def lines(ranks: list[Recorded]) -> Iterator[str]:
+    """The card of the first rank, a line for each other one, and the findings of all."""
+    first = ranks[0]
+    yield from _head(first)
+    for label, text in _rows(first):
+        yield f"  {dim(label.ljust(11))}{text}"
+    for rank in ranks[1:]:
+        yield f"  {dim(f'rank {rank.summary.rank}'.ljust(11))}{_one_line(rank)}"
+    yield from _findings([finding for rank in ranks for finding in rank.summary.findings])
+
+
+def _head(rank: Recorded) -> Iterator[str]:
+    known = rank.summary
+    status = paint(rank.status, STATUS_COLOURS[rank.status], bold=True)
+    ranks = f", rank {known.rank} of {known.world_size}" if known.world_size > 1 else ""
+    name = paint(known.run, "", bold=True)
+    yield f"{name}  {status}{ranks}  step {known.step:,}{_rate(rank)}, {quantity_of_seconds(rank.lasted_seconds)}"
+    hello = known.hello
+    about = [
+        hello.program,
+        f"Python {hello.python}" if hello.python else "",
+        f"torch {hello.torch}" if hello.torch else "",
+        hello.device,
+        str(known.facts.get("framework") or hello.framework),
+        str(known.facts.get("precision", "")),
+        f"{known.parameters:,} parameters in {known.tensors} tensors" if known.tensors else "",
+    ]
+    yield "  " + dim(", ".join(part for part in about if part))
+
+
+def _rate(rank: Recorded) -> str:
+    rate = rank.steps_per_second
+    return f", {rate:.3g} steps/s ({quantity_of_seconds(1 / rate)} a step)" if rate else ""
+
+
+def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
+    known = rank.summary
+    values = {name: summary.number(value) for name, value in known.values.items()}
+    recent = {name: [summary.number(value) for value in series] for name, series in known.recent.items()}
+    if "loss" in values:
+        yield "loss", f"{number(values['loss']):<12} {sparkline(recent.get('loss', []))}"
+    if "grad_norm" in values:
+        yield "gradient", f"{_gradient(values):<12} {sparkline(recent.get('grad_norm', []))}"
+    if known.learning_rates:
+        rates = dict.fromkeys(number(summary.number(rate)) for rate in known.learning_rates)
+        yield "rate", ", ".join(list(rates)[:6]) + _update(values)
+    if "loss_scale" in values:
+        backoffs = _times(known.counters.loss_scale_backoffs, "back-off")
+        skipped = _times(known.counters.skipped_steps, "skipped step")
+        yield "loss scale", f"{values['loss_scale']:g}, {backoffs}, {skipped}"
+    if any(known.counters.phase_seconds.values()):
+        yield from _phases(known.counters.phase_seconds)
+    yield from _memory(rank, values)
+    yield "hooks", _hooks(rank, values)
+    for tag, (step, value) in list(known.scalars.items())[:8]:
+        yield "logged", f"{tag} {number(summary.number(value))} at step {step:,}"
+
+
+def _gradient(values: dict[str, float]) -> str:
+    text = number(values["grad_norm"])
+    if "grad_norm_clipped" in values:
+        text += f" before clipping, {number(values['grad_norm_clipped'])} after"
+    if values.get("grad_nonfinite_count", 0) > 0:
+        text += f", {values['grad_nonfinite_count']:,.0f} entries not finite"
+    return text
+
+
+def _update(values: dict[str, float]) -> str:
+    return f", update/weight {number(values['update_ratio'])}" if "update_ratio" in values else ""
+
+
+def _phases(seconds: dict[str, float]) -> Iterator[tuple[str, str]]:
+    total = sum(seconds.values())
+    shares = [(name, seconds.get(name, 0.0) / total) for name in PHASES]
+    yield "phases", bar([(share, _FILLS[name]) for name, share in shares])
+    yield "", "  ".join(f"{_FILLS[name]} {name} {share:.0%}" for name, share in shares)
+
+
+def _memory(rank: Recorded, values: dict[str, float]) -> Iterator[tuple[str, str]]:
+    parts = [
+        f"{quantity_of_bytes(values[field])} {what}"
+        for field, what in (
+            ("torch_allocated_bytes", "allocated by torch"),
+            ("torch_allocated_peak_bytes", "at the peak"),
+            ("torch_reserved_bytes", "reserved"),
+        )
+        if values.get(field, 0) > 0
+    ]
+    resident = _resident_bytes(rank.summary.identity.pid) if rank.status == "live" else None
+    if resident:
+        parts.append(f"{quantity_of_bytes(resident)} resident on the host")
+    if parts:
+        yield "memory", ", ".join(parts)
+
+
+def _resident_bytes(pid: int) -> int | None:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _hooks(rank: Recorded, values: dict[str, float]) -> str:
+    counters = rank.summary.counters
+    parts = []
+    if "overhead_ratio" in values:
+        parts.append(f"{values['overhead_ratio']:.2%} of the step time")
+    level = int(values.get("thinning_level", 0))
+    if 0 < level < len(wire.THINNING):
+        parts.append(f"thinned: {', '.join(wire.THINNING[1 : level + 1])}")
+    lost = {reason: count for reason, count in counters.dropped.items() if count}
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
+    parts.append(f"{counters.records:,} records, " + (f"dropped: {dropped}" if lost else "none dropped"))
+    return ", ".join(parts)
+
+
+def _one_line(rank: Recorded) -> str:
+    known = rank.summary
+    loss = f", loss {number(summary.number(known.values['loss']))}" if "loss" in known.values else ""
+    return f"{paint(rank.status, STATUS_COLOURS[rank.status])}  step {known.step:,}{_rate(rank)}{loss}"
+
+
+def _findings(findings: list[Finding]) -> Iterator[str]:
+    active = sorted((f for f in findings if f.state == "active"), key=lambda f: (_ORDER.get(f.severity, 3), f.step))
+    closed = [f for f in findings if f.state != "active"]
+    if not findings:
+        yield "  " + dim("findings".ljust(11)) + paint("none", "green")
+        return
+    yield "  " + dim("findings".ljust(11)) + f"{len(active)} active, {len(closed)} closed"
+    for finding in active:
+        yield from finding_lines(finding)
+    for finding in closed[-5:]:
+        steps = f"steps {finding.first_step:,} to {finding.last_step:,}"
+        yield "    " + dim(f"closed    {finding.rule}, {steps}: {finding.summary}")
+
+
+def finding_lines(finding: Finding) -> Iterator[str]:
+    """A finding in two lines: what is wrong since when, and what to do."""
+    severity = paint(finding.severity.ljust(8), _SEVERITY_COLOURS.get(finding.severity, ""), bold=True)
+    layer = f" in {finding.layer}" if finding.layer else ""
+    yield f"    {severity}  {finding.rule}{layer}, since step {finding.first_step:,}: {finding.summary}"
+    if finding.action:
+        yield f"    {'':8}  {dim(finding.action)}"
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,128 @@
+"""Recorded runs as the commands see them: found below a log directory, by name, unambiguous prefix or path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from gpuwatch import config
+from gpuwatch.state import summary
+from gpuwatch.state.directories import SUMMARY_NAME
+from gpuwatch.state.summary import RunSummary
+
+
+class Recorded(NamedTuple):
+    """One process of a run (a rank and attempt), and where it is recorded."""
+
+    path: Path
+    summary: RunSummary
+
+    @property
+    def status(self) -> str:
+        """As in run.json, except that a live run whose process is gone was lost together with its daemon."""
+        if self.summary.status == "live" and not _is_alive(self.summary.identity.pid, self.summary.identity.start_ticks):
+            return "lost"
+        return self.summary.status
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Over the run's last window of steps; None before the second step."""
+        took = [summary.number(value) for value in self.summary.recent.get("step_seconds", [])]
+        usable = [value for value in took if value > 0]
+        return len(usable) / sum(usable) if usable else None
+
+    @property
+    def lasted_seconds(self) -> float:
+        return max(0.0, self.summary.updated_wall_seconds - self.summary.started_wall_seconds)
+
+
+def log_directory(given: Path | None) -> Path:
+    """Where to look: --logdir, else as the daemon would be told by gpuwatch.toml and the environment."""
+    if given is not None:
+        return given
+    try:
+        return Path(config.load().daemon.logdir)
+    except config.ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def scan(logdir: Path) -> list[Recorded]:
+    """Every process of every run below `logdir`, by the time it started."""
+    found = [*_in_folder(logdir, "*"), *_in_folder(logdir, "*/rank*")]
+    return sorted(found, key=lambda recorded: (recorded.summary.started_wall_seconds, recorded.summary.rank))
+
+
+def newest(logdir: Path) -> list[Recorded]:
+    """The ranks of the run that was written last. Raises a click error when there is none."""
+    everything = scan(logdir)
+    if not everything:
+        raise click.ClickException(f"no run is recorded in {logdir}; start one with: gpuwatch run -- python train.py")
+    last = max(everything, key=lambda recorded: (recorded.status == "live", recorded.summary.updated_wall_seconds))
+    return _latest_attempts([recorded for recorded in everything if recorded.summary.run == last.summary.run])
+
+
+def find(name: str, logdir: Path) -> list[Recorded]:
+    """The ranks of run `name`: a path, a name, one rank's `NAME/rankN`, or the beginning of one name. Raises a click error."""
+    path = Path(name)
+    if path.is_dir() and (os.sep in name or not (logdir / name).is_dir()):
+        found = [*_in_folder(path.parent, path.name), *_in_folder(path, "rank*")]
+        if found:
+            return _latest_attempts(found)
+        raise click.BadParameter(f"no run is recorded in {path}", param_hint="RUN")
+    everything = scan(logdir)
+    for matches in (
+        [r for r in everything if r.summary.directory == name],
+        [r for r in everything if r.summary.run == name],
+    ):
+        if matches:
+            return _latest_attempts(matches)
+    names = sorted({recorded.summary.run for recorded in everything})
+    beginning = [known for known in names if known.startswith(name)]
+    if len(beginning) == 1:
+        return _latest_attempts([r for r in everything if r.summary.run == beginning[0]])
+    raise click.BadParameter(_not_found(name, names, beginning, logdir), param_hint="RUN")
+
+
+def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001  # click's signature
+    """Names of runs that begin with `incomplete`, for the shell."""
+    names = {recorded.summary.run for recorded in scan(log_directory(ctx.params.get("logdir")))}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _not_found(name: str, names: list[str], beginning: list[str], logdir: Path) -> str:
+    if beginning:
+        return f"{name!r} may be {', '.join(beginning[:8])}{', ...' if len(beginning) > 8 else ''}; say which"
+    if not names:
+        return f"no run is recorded in {logdir}"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"no run {name!r} in {logdir}; " + (f"did you mean {close[0]!r}?" if close else "gpuwatch runs lists them")
+
+
+def _in_folder(folder: Path, pattern: str) -> list[Recorded]:
+    found = []
+    for file in sorted(folder.glob(f"{pattern}/{SUMMARY_NAME}")):
+        try:
+            known = summary.decode(file.read_bytes())
+        except OSError:
+            continue
+        if known is not None:
+            found.append(Recorded(file.parent, known))
+    return found
+
+
+def _latest_attempts(found: list[Recorded]) -> list[Recorded]:
+    """One entry a rank, in rank order: its newest attempt."""
+    latest = {r.summary.rank: r for r in sorted(found, key=lambda r: (r.summary.attempt, r.summary.started_wall_seconds))}
+    return [latest[rank] for rank in sorted(latest)]
+
+
+def _is_alive(pid: int, start_ticks: int) -> bool:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] != "Z" and start_ticks in {0, int(fields[19])}

@@ -1,0 +1,144 @@
+"""`gpuwatch run`: any training command, unchanged, with the hooks in it and in its children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shlex
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from gpuwatch import paths
+from gpuwatch.cli import recorded
+from gpuwatch.cli.injection import injected_environment, program_name, why_unseen
+from gpuwatch.cli.job import CannotStartError, Job, end_like
+from gpuwatch.cli.private_daemon import DaemonFailedError, PrivateDaemon, user_environment
+from gpuwatch.cli.recorded import Recorded
+from gpuwatch.state.directories import reduce_name
+
+#: A shared daemon writes run.json about once a second; the last step is in it by then.
+_SETTLE_SECONDS = 3.0
+
+
+class Options(NamedTuple):
+    command: tuple[str, ...]
+    name: str
+    logdir: Path | None
+    every: int | None
+    quiet: bool
+
+
+@click.command(
+    short_help="Start a training command with the hooks in it.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("--name", metavar="N", help="What the run is called; its program and the time, when not given.")
+@click.option("--logdir", type=click.Path(path_type=Path), help="Record here, with a daemon for this run alone.")
+@click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing about the run on standard error.")
+@click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD ...")
+def command(name: str | None, logdir: Path | None, every: int | None, quiet: bool, command_line: tuple[str, ...]) -> None:
+    r"""Start CMD with the hooks in it and in the Python processes that it starts.
+
+    The command is not changed: standard input, output, terminal, signals and exit status are its own. What gpuwatch says goes
+    to standard error. With --logdir, or where no daemon answers, a daemon is started for this run and ended with it.
+
+    The exit status is the command's; 127 when it was not found and 126 when it could not be executed, as in a shell.
+
+    \b
+    Examples:
+      gpuwatch run -- python train.py --epochs 3
+      gpuwatch run --name sweep-1 -- torchrun --nproc-per-node 8 train.py
+    """
+    named = reduce_name(name or f"{program_name(command_line)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    end_like(supervise(Options(command_line, named, logdir, every, quiet)))
+
+
+def supervise(options: Options) -> int:
+    """Run the command to its end; its exit code, or minus the signal that killed it. Raises click errors before it starts."""
+    token = secrets.token_hex(8)
+    logdir, daemon, socket_path = _daemon_for(options, token)
+    try:
+        settings = {"socket": str(socket_path), "run": options.name, "token": token}
+        if options.every is not None:
+            settings["hooks_every"] = str(options.every)
+        environ = injected_environment(user_environment(), **settings)
+        _announce(options, logdir, daemon)
+        try:
+            job = Job(options.command, environ)
+        except CannotStartError as error:
+            click.echo(f"gpuwatch: {error}", err=True)
+            return error.code
+        try:
+            status = job.wait(lambda: _say(options, daemon.look_after() if daemon else ""))
+        finally:
+            job.release()
+    finally:
+        warning = daemon.end() if daemon else ""
+    _say(options, warning)
+    _report(options, logdir, _runs_of(token, logdir, settled=daemon is None), environ)
+    return status
+
+
+def _daemon_for(options: Options, token: str) -> tuple[Path, PrivateDaemon | None, Path]:
+    """The log directory, the private daemon if the run needs one, and the socket to call."""
+    environ = user_environment()
+    shared = paths.socket_to_call(environ=environ)
+    if options.logdir is None and paths.answers(shared):
+        return recorded.log_directory(None), None, shared
+    logdir = recorded.log_directory(options.logdir)
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(logdir, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        sentence = f"{logdir} cannot be written ({error.strerror}); choose another with --logdir"
+        raise click.BadParameter(sentence, param_hint="--logdir") from None
+    try:
+        daemon = PrivateDaemon(logdir, token[:8], environ)
+        daemon.start()
+    except (DaemonFailedError, OSError) as error:
+        raise click.ClickException(f"the daemon for this run did not start, and so nothing was: {error}") from None
+    return logdir, daemon, daemon.socket_path
+
+
+def _announce(options: Options, logdir: Path, daemon: PrivateDaemon | None) -> None:
+    where = f", metrics at {daemon.metrics_url}" if daemon and daemon.metrics_url else ""
+    other = "" if daemon is None or daemon.has_default_port else " (port 9877 is taken)"
+    _say(options, f"recording as {options.name} in {logdir}{where}{other}")
+
+
+def _runs_of(token: str, logdir: Path, *, settled: bool) -> list[Recorded]:
+    """The processes that this run's command trained in; with `settled`, once the shared daemon has noticed that they ended."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        found = [process for process in recorded.scan(logdir) if process.summary.hello.token == token]
+        if not settled or time.monotonic() >= deadline or (found and all(p.summary.status != "live" for p in found)):
+            return found
+        time.sleep(0.1)
+
+
+def _report(options: Options, logdir: Path, processes: list[Recorded], environ: dict[str, str]) -> None:
+    if options.quiet:
+        return
+    if not any(process.summary.step for process in processes):
+        _say(options, f"no training step was seen: {why_unseen(options.command, environ)}")
+        return
+    steps = max(process.summary.step for process in processes)
+    ranks = f" on {len(processes)} ranks" if len(processes) > 1 else ""
+    findings = {finding.rule: finding.severity for process in processes for finding in process.summary.findings}
+    found = ", ".join(f"{rule} ({severity})" for rule, severity in findings.items()) or "none"
+    name = processes[0].summary.run
+    show = f"gpuwatch status {name} --logdir {shlex.quote(str(logdir))}"
+    _say(options, f"{steps:,} steps recorded{ranks}, findings: {found}; see {show}")
+
+
+def _say(options: Options, sentence: str) -> None:
+    if not sentence or options.quiet:
+        return
+    with contextlib.suppress(OSError):  # nobody reads our standard error any more: the command's exit status matters more
+        click.echo(f"gpuwatch: {sentence}", err=True)

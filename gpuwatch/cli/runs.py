@@ -1,0 +1,89 @@
+"""`gpuwatch runs`: the runs below a log directory, one line each."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpuwatch.cli import recorded
+from gpuwatch.cli.terminal import dim, number, paint, quantity_of_seconds
+from gpuwatch.state import summary
+
+if TYPE_CHECKING:
+    from gpuwatch.cli.recorded import Recorded
+
+STATUS_COLOURS = {"live": "green", "finished": "", "failed": "red", "lost": "red"}
+
+
+@click.command(short_help="List recorded and live runs.")
+@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print an array with one object for each process of each run.")
+def command(logdir: Path | None, as_json: bool) -> None:
+    r"""List recorded and live runs, the newest last.
+
+    \b
+    Example:
+      gpuwatch runs --logdir /data/runs
+    """
+    place = recorded.log_directory(logdir)
+    found = recorded.scan(place)
+    if as_json:
+        click.echo(json.dumps([facts(process) for process in found], indent=2))
+        return
+    if not found:
+        click.echo(f"no run is recorded in {place}; start one with: gpuwatch run -- python train.py", err=True)
+        return
+    by_run: dict[str, list[Recorded]] = {}
+    for process in found:
+        by_run.setdefault(process.summary.run, []).append(process)
+    table: list[tuple[str, ...]] = [("RUN", "STATUS", "RANKS", "STEP", "LOSS", "STARTED", "LASTED", "FINDINGS")]
+    table += [_row(processes) for processes in by_run.values()]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for index, row in enumerate(table):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if index:
+            cells[1] = paint(cells[1], STATUS_COLOURS[row[1]])
+        line = "  ".join(cells).rstrip()
+        click.echo(line if index else dim(line))
+
+
+def facts(process: Recorded) -> dict[str, Any]:
+    """One process of a run as --json shows it: what to list by; `gpuwatch status --json` has the rest."""
+    known = process.summary
+    return {
+        "run": known.run,
+        "path": str(process.path),
+        "rank": known.rank,
+        "world_size": known.world_size,
+        "attempt": known.attempt,
+        "status": process.status,
+        "step": known.step,
+        "loss": known.values.get("loss"),
+        "steps_per_second": process.steps_per_second,
+        "started_wall_seconds": known.started_wall_seconds,
+        "updated_wall_seconds": known.updated_wall_seconds,
+        "findings": sorted({finding.rule for finding in known.findings}),
+        "active_findings": sorted({finding.rule for finding in known.findings if finding.state == "active"}),
+    }
+
+
+def _row(processes: list[Recorded]) -> tuple[str, ...]:
+    latest = max(processes, key=lambda process: process.summary.updated_wall_seconds)
+    statuses = {process.status for process in processes if process.summary.attempt == latest.summary.attempt}
+    status = next(name for name in ("live", "failed", "lost", "finished") if name in statuses)
+    loss = latest.summary.values.get("loss")
+    rules = sorted({finding.rule for process in processes for finding in process.summary.findings})
+    return (
+        latest.summary.run,
+        status,
+        str(latest.summary.world_size),
+        f"{max(process.summary.step for process in processes):,}",
+        "-" if loss is None else number(summary.number(loss)),
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(latest.summary.started_wall_seconds)),
+        quantity_of_seconds(latest.lasted_seconds),
+        ", ".join(rules) or "none",
+    )

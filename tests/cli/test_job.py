@@ -1,0 +1,229 @@
+"""The command under `gpuwatch run` cannot be told from the bare command: exit status, signals, stdin, terminal, job control."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+#: What `gpuwatch run` does with its command, without the daemon.
+DRIVER = """
+import os, sys
+from gpuwatch.cli.job import CannotStartError, Job, end_like
+try:
+    job = Job(sys.argv[1:], dict(os.environ))
+except CannotStartError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.code)
+status = job.wait(lambda: None)
+job.release()
+print("after", file=sys.stderr)
+end_like(status)
+"""
+#: Says when it is ready, then each signal's name as it comes; ends at the given one.
+COUNTER = """
+import signal, sys
+def handler(number, frame):
+    print(signal.Signals(number).name, flush=True)
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT"):
+    signal.signal(getattr(signal, name), handler)
+print("ready", flush=True)
+while True:
+    line = sys.stdin.readline()
+    if not line:
+        break
+    print("read", line.strip(), flush=True)
+"""
+
+
+def wrapped(*command):
+    return [sys.executable, "-c", DRIVER, *command]
+
+
+def started(*command, **options):
+    process = subprocess.Popen(
+        wrapped(*command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def child_of(pid):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if children:
+            return int(children[0])
+        time.sleep(0.01)
+    raise AssertionError("no child")
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 255])
+def test_exit_code_is_the_commands(code):
+    assert subprocess.run(wrapped("sh", "-c", f"exit {code}"), timeout=30, check=False).returncode == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGABRT, signal.SIGSEGV, 40])
+def test_dies_by_the_signal_that_killed_the_command(number):
+    result = subprocess.run(wrapped("sh", "-c", f"kill -{int(number)} $$"), timeout=30, check=False)
+    assert result.returncode == -number
+
+
+def test_stdin_and_stdout_are_the_commands_own():
+    result = subprocess.run(wrapped("cat"), input=b"one\0two\n" * 1000, capture_output=True, timeout=30, check=True)
+    assert result.stdout == b"one\0two\n" * 1000
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT"])
+def test_a_signal_sent_to_us_alone_reaches_the_command_once(name):
+    process = started(sys.executable, "-c", COUNTER)
+    process.send_signal(getattr(signal, name))
+    assert process.stdout.readline() == name + "\n"
+    out, _ = process.communicate("bye\n", timeout=30)
+    assert out == "read bye\n"
+    assert process.returncode == 0
+
+
+def test_a_command_that_signals_its_own_group_is_not_signalled_twice():
+    counting = COUNTER.replace(
+        'print("ready", flush=True)', 'print("ready", flush=True); import os; os.kill(0, signal.SIGTERM)'
+    )
+    process = started(sys.executable, "-c", counting, start_new_session=True)
+    assert process.stdout.readline() == "SIGTERM\n"
+    out, _ = process.communicate("bye\n", timeout=30)
+    assert out == "read bye\n"
+    assert process.returncode == 0
+
+
+def test_the_command_has_our_signal_mask_and_python_leaves_no_ignored_pipe():
+    bare = subprocess.run(["grep", "Sig[BI]", "/proc/self/status"], capture_output=True, text=True, timeout=30, check=True)
+    under = subprocess.run(
+        wrapped("grep", "Sig[BI]", "/proc/self/status"), capture_output=True, text=True, timeout=30, check=True
+    )
+    assert under.stdout == bare.stdout
+
+
+def test_descriptors_that_the_caller_opened_reach_the_command():
+    read_end, write_end = os.pipe()
+    subprocess.run(wrapped("bash", "-c", f"echo kept >&{write_end}"), pass_fds=[write_end], timeout=30, check=True)
+    os.close(write_end)
+    assert os.read(read_end, 100) == b"kept\n"
+    os.close(read_end)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "sentence"),
+    [
+        ("no-such-command", 127, "no-such-command: command not found"),
+        ("./train.py", 127, "./train.py: command not found; for a Python script: gpuwatch run -- python ./train.py"),
+        ("./plain.py", 126, "./plain.py: not executable; for a Python script: gpuwatch run -- python ./plain.py"),
+        ("./orphan", 126, "./orphan: the interpreter named in its first line does not exist"),
+    ],
+)
+def test_a_command_that_cannot_start_ends_as_in_a_shell(tmp_path, command, code, sentence):
+    (tmp_path / "plain.py").write_text("print(1)\n")
+    (tmp_path / "orphan").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "orphan").chmod(0o755)
+    result = subprocess.run(wrapped(command), cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (code, sentence + "\n")
+
+
+def test_a_script_without_a_first_line_is_run_by_sh(tmp_path):
+    script = tmp_path / "train"
+    script.write_text("echo from sh $1\n")
+    script.chmod(0o755)
+    for command in (["./train", "x"], ["train", "x"]):
+        result = subprocess.run(
+            wrapped(*command),
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert result.stdout == "from sh x\n"
+
+
+class Terminal:
+    """An interactive shell with job control on a pseudo-terminal, as a user has one."""
+
+    def __init__(self, environ):
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], {**os.environ, **environ, "PS1": "$ "})
+        self.seen = ""
+        self.expect(r"\$ ")
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def expect(self, pattern, seconds=20):
+        deadline = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.seen)):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self.fd], [], [], left)[0]:
+                raise AssertionError(f"no {pattern!r} in {self.seen!r}")
+            self.seen += os.read(self.fd, 65536).decode(errors="replace")
+        self.seen = self.seen[match.end() :]
+        return match
+
+    def close(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.close(self.fd)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def terminal(tmp_path):
+    (tmp_path / "driver.py").write_text(DRIVER)
+    (tmp_path / "counter.py").write_text(COUNTER)
+    shell = Terminal(
+        {"RUN": f"{sys.executable} {tmp_path / 'driver.py'}", "COUNTER": f"{sys.executable} {tmp_path / 'counter.py'}"}
+    )
+    yield shell
+    shell.close()
+
+
+def test_ctrl_c_on_a_terminal_reaches_the_command_once(terminal):
+    terminal.type("$RUN $COUNTER; echo status=$?\n")
+    terminal.expect("ready")
+    terminal.type("\x03")
+    terminal.expect("SIGINT")
+    terminal.type("hello\n")
+    terminal.expect("read hello")
+    assert "SIGINT" not in terminal.seen
+    terminal.type("\x04")
+    terminal.expect("status=0")
+
+
+def test_ctrl_c_ends_a_command_that_does_not_handle_it_as_if_bare(terminal):
+    terminal.type("$RUN sh -c 'echo ready; sleep 60'; echo status=$?\n")
+    terminal.expect("ready\r\n")
+    terminal.type("\x03")
+    terminal.expect("after")
+    terminal.type("\necho status=$?\n")  # bash gives up the list when its child died of SIGINT: so the echo comes from here
+    terminal.expect("status=130")
+
+
+def test_ctrl_z_stops_and_fg_goes_on(terminal):
+    terminal.type("$RUN $COUNTER; echo status=$?\n")
+    terminal.expect("ready")
+    terminal.type("\x1a")
+    terminal.expect("Stopped")
+    terminal.type("jobs -l\n")
+    pid = int(terminal.expect(r"(\d+) Stopped").group(1))
+    command = child_of(pid)
+    assert Path(f"/proc/{command}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    terminal.type("fg\n")
+    terminal.expect("counter.py")
+    terminal.type("again\n")
+    terminal.expect("read again")
+    terminal.type("\x04")
+    terminal.expect(r"\$ ")
