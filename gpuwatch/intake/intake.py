@@ -45,7 +45,6 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (VersionError, "wire_version"),
     (DecodeError, "malformed_message"),
     (DescriptorError, "bad_descriptor"),
-    (RefusedError, "no_room"),
 )
 Handler = Callable[[int], None]  # what the selector's data holds: called with the events
 
@@ -77,7 +76,7 @@ class Intake:
             self._selector.register(self._listener.socket, selectors.EVENT_READ, self._accept)
         for peer in [peer for peer, session in self.peers.items() if session is None]:
             if now_ns - peer.accepted_ns > self._limits.handshake_seconds * 1e9:
-                self._refuse(peer, "slow_handshake", "no hello in time")
+                self._turn_away(peer, "slow_handshake")
         backlog = [self._read(session, now_ns) for session in list(self.sessions.values())]
         self._admission.keep_only({session.run.directory for session in self.sessions.values()})
         return any(backlog)
@@ -122,7 +121,6 @@ class Intake:
             reason = self._admission.admit_peer(peer.identity.uid)
             if reason:
                 self._stats.count("peers_refused", reason)
-                peer.refuse(reason.replace("_", " "))
                 peer.close()
                 continue
             self.peers[peer] = None
@@ -138,8 +136,11 @@ class Intake:
         except PeerError as error:
             self._stats.count("peers_lost", str(error))
             self._drop(peer)
-        except (DecodeError, DescriptorError, RefusedError) as error:
+        except (DecodeError, DescriptorError) as error:
             self._refuse(peer, next(reason for kind, reason in _REASONS if isinstance(error, kind)), str(error))
+        except RefusedError as error:
+            log.warning("no room for process %d of uid %d: %s", peer.identity.pid, peer.identity.uid, error)
+            self._turn_away(peer, "no_room")
         except Exception:
             log.exception("a message of process %d could not be handled", peer.identity.pid)
             self._stats.count("faults", "message")
@@ -226,7 +227,13 @@ class Intake:
             events = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(peer, events, functools.partial(self._hear, peer))
 
+    def _turn_away(self, peer: Peer, reason: str) -> None:
+        """Close without a word: the hooks come again, and there may be room then."""
+        self._stats.count("peers_refused", reason)
+        self._drop(peer)
+
     def _refuse(self, peer: Peer, reason: str, sentence: str) -> None:
+        """Tell a process that it will never be taken: its hooks go quiet."""
         self._stats.count("peers_refused", reason)
         log.warning("process %d of uid %d was refused: %s", peer.identity.pid, peer.identity.uid, sentence)
         peer.refuse(sentence)

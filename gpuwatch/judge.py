@@ -1,0 +1,58 @@
+"""Steps to the detectors, findings back to the state: on a thread of its own, so that a rule may be slow, or even hang."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from gpuwatch.detectors.engine import Engine
+from gpuwatch.selfstats import SelfStats
+from gpuwatch.state.findings import Finding
+from gpuwatch.state.runs import Run
+from gpuwatch.state.steps import Step
+from gpuwatch.state.store import State
+
+#: Steps that may wait to be judged; a step with 150 tensors keeps about 10 KiB. Those over it are counted and not judged.
+MAX_WAITING_STEPS = 2000
+
+
+class Judge:
+    """`hear` is State.on_step's callback; `turn` is called from the judging thread alone."""
+
+    def __init__(self, engine: Engine, state: State, stats: SelfStats) -> None:
+        self._engine = engine
+        self._state = state
+        self._stats = stats
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Run, Step]] = deque()
+        self._known: dict[str, Run] = {}  # runs that the engine holds rules for
+
+    def hear(self, run: Run, step: Step) -> None:
+        """A step is final."""
+        with self._lock:
+            if len(self._waiting) < MAX_WAITING_STEPS:
+                self._waiting.append((run, step))
+                return
+        self._stats.count("steps_not_judged")
+
+    def turn(self) -> None:
+        """Judge what waits, then close the findings of the runs that have ended."""
+        with self._state.lock:  # a run's end and its last step arrive in one piece
+            ended = [run for run in self._known.values() if run.status != "live"]
+        self._judge_waiting()
+        for run in ended:
+            del self._known[run.directory]
+            self._report(run, self._engine.end(run))
+
+    def _judge_waiting(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                run, step = self._waiting.popleft()
+            self._known[run.directory] = run
+            self._report(run, self._engine.observe(run, step))
+
+    def _report(self, run: Run, findings: list[Finding]) -> None:
+        for finding in findings:
+            self._state.find(run, finding)
