@@ -19,7 +19,7 @@ _HOME = {
     "log_text": "log",
     "feature_maps": "feature_maps",
 }
-__all__ = list(_HOME)  # noqa: PLE0604 - the keys are the names
+__all__ = list(_HOME)
 
 
 def __getattr__(name):

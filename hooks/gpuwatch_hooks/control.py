@@ -28,7 +28,7 @@ FAREWELL_SECONDS = 2.0
 
 
 class Control:
-    """Connection to the daemon. `session` gives settings, run, attempt_id, ring, outbox, device, and hears `adjust`, `leave`."""
+    """Connection to the daemon. `session` gives settings, identity, ring and outbox, and hears `adjust`, `leave`, `release`."""
 
     def __init__(self, session):
         self._session = session
@@ -81,7 +81,7 @@ class Control:
             welcomes = self.welcomes
             try:
                 self._converse()
-            except endpoint.Refused as refusal:
+            except endpoint.UntrustedError as refusal:
                 notices.say_once("%s; nothing is sent" % refusal)
             except OSError:
                 pass  # absent, full, or gone in mid-conversation: the same answer

@@ -13,7 +13,7 @@ CONNECT_TIMEOUT_SECONDS = 2.0
 _PEER = struct.Struct("iII")  # pid, uid, gid
 
 
-class Refused(Exception):
+class UntrustedError(Exception):
     """Something listens at the path, but it is nobody whom we trust."""
 
 
@@ -44,17 +44,21 @@ def is_trusted(uid):
         return False
 
 
+def _check(connection, path):
+    uid = peer_uid(connection)
+    if not is_trusted(uid):
+        raise UntrustedError("%s belongs to uid %d, who is neither root, gpuwatch nor you" % (path, uid))
+
+
 def connect(explicit=None):
-    """A connected SOCK_SEQPACKET socket to a trusted daemon, non-blocking. Raises OSError or Refused."""
+    """A connected SOCK_SEQPACKET socket to a trusted daemon, non-blocking. Raises OSError or UntrustedError."""
     failure = FileNotFoundError("no gpuwatch daemon")
     for path in candidates(explicit):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.settimeout(CONNECT_TIMEOUT_SECONDS)
             connection.connect(path)
-            uid = peer_uid(connection)
-            if not is_trusted(uid):
-                raise Refused("%s belongs to uid %d, who is neither root, gpuwatch nor you" % (path, uid))
+            _check(connection, path)
             connection.setblocking(False)
         except BaseException as error:
             connection.close()

@@ -206,12 +206,9 @@ class Outbox:
         self._keep("media", dict(head, bytes=len(data), monotonic_ns=now), data)
 
     def _take_facts(self, facts):
-        for name, value in facts.items():
-            name = str(name)[: wire.MAX_NAME_CHARS]
-            if not isinstance(value, (bool, int, float, str)):
-                value = str(value)
-            if isinstance(value, str):
-                value = value[:MAX_FACT_CHARS]
+        for raw_name, raw_value in facts.items():
+            name = str(raw_name)[: wire.MAX_NAME_CHARS]
+            value = raw_value if isinstance(raw_value, (bool, int, float)) else str(raw_value)[:MAX_FACT_CHARS]
             if name in self._facts or len(self._facts) < MAX_FACTS:
                 self._facts[name] = self._changed_facts[name] = value
 

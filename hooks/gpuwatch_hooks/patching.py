@@ -62,7 +62,7 @@ def _unwrapped(raw):
 
 
 def patch_of(value):
-    """Our patch whose wrapper `value` is, or None. A foreign wrapper made by functools.wraps copies our mark: it is not ours."""
+    """Our patch whose wrapper `value` is, or None. A foreign wrapper that functools.wraps gave our mark is not ours."""
     function, _ = _unwrapped(value)
     patch = getattr(function, "__dict__", {}).get(_MARK)
     return patch if patch is not None and patch.wrapper is function else None

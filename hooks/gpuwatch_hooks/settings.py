@@ -33,19 +33,17 @@ _FALSE = ("0", "false", "no", "off")
 
 def checked(name, value):
     """`value` of an adjustable setting or `ring_slots` in its own type. Raises ValueError when it is impossible."""
-    if name == "histograms":
-        if isinstance(value, bool):
+    if isinstance(value, bool):
+        if name == "histograms":
             return value
-    elif isinstance(value, bool):
-        pass
     elif name == "every" and isinstance(value, int):
         if 1 <= value <= MAX_EVERY:
             return value
     elif name == "overhead_budget" and isinstance(value, (int, float)):
         if 0.0 < value <= 1.0:
             return float(value)
-    elif name == "ring_slots" and isinstance(value, int) and 8 <= value <= wire.MAX_SLOTS:
-        if wire.RING_HEADER_BYTES + value * wire.DEFAULT_SLOT_BYTES <= wire.MAX_RING_BYTES:
+    elif name == "ring_slots" and isinstance(value, int):
+        if 8 <= value <= (wire.MAX_RING_BYTES - wire.RING_HEADER_BYTES) // wire.DEFAULT_SLOT_BYTES:
             return value
     raise ValueError("%s cannot be %r" % (name, value))
 
