@@ -14,6 +14,7 @@ from . import wire
 #: Scalars that may wait for the control thread; the oldest make room. It takes them a few times a second.
 MAX_WAITING_SCALARS = 8192
 MAX_WAITING_MEDIA = 32
+MAX_WAITING_MEDIA_BYTES = 64 << 20
 #: Unacknowledged messages while no daemon answers: about 100,000 scalars, or the pictures below.
 MAX_KEPT_MESSAGES = 2048
 MAX_KEPT_BYTES = 8 << 20
@@ -66,13 +67,24 @@ class Outbox:
     def put_facts(self, facts):
         self._other.append(("facts", dict(facts)))
 
-    def put_media(self, kind, tag, step, shape, data):
-        """`data`: bytes-like, or a callable that returns it, run on the control thread. False when too much waits."""
-        if len(self._media) >= MAX_WAITING_MEDIA:
-            self._refused_media.append(None)
+    def put_media(self, kind, tag, step, shape, data, held_bytes=0):
+        """`data`: bytes-like, or a callable that returns it, run on the control thread. False when too much waits.
+
+        `held_bytes`: the memory that `data` keeps until then.
+        """
+        if not self.has_media_room(held_bytes):
             return False
-        self._media.append((kind, tag, step, shape, data, time.monotonic_ns()))
+        self._media.append((kind, tag, step, shape, data, time.monotonic_ns(), held_bytes))
         return True
+
+    def has_media_room(self, held_bytes):
+        """Whether put_media would take data of this size; if not, that is counted, so ask before the data are made."""
+        waiting = tuple(self._media)
+        room = len(waiting) < MAX_WAITING_MEDIA
+        if room and held_bytes + sum(item[-1] for item in waiting) <= MAX_WAITING_MEDIA_BYTES:
+            return True
+        self._refused_media.append(None)
+        return False
 
     def is_idle(self):
         """Whether nothing waits to be taken."""
@@ -88,9 +100,9 @@ class Outbox:
                 self._take_facts(item[1])
             else:
                 self._take_names(*item[1:])
-        self._take_scalars()
         for item in _taken(self._media):
             self._take_media(*item)
+        self._take_scalars()  # behind the media, whose data may log how many values were not finite
         while self._refused_media:
             self._refused_media.pop()
             self._drop("media_waiting")
@@ -193,7 +205,7 @@ class Outbox:
                 self._keep("names", part)
                 start, size = stop, 0
 
-    def _take_media(self, kind, tag, step, shape, data, now):
+    def _take_media(self, kind, tag, step, shape, data, now, _held_bytes):
         try:
             data = bytes(data() if callable(data) else data)
         except Exception:

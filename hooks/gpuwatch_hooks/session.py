@@ -17,6 +17,7 @@ from . import control, forks, identity, notices, outbox, patching, ring, setting
 from .guard import Guard
 
 MAX_EARLY_EVENTS = 16
+MIN_SLOTS = 8
 _LAST_STEP = struct.Struct("<Q")
 
 
@@ -29,12 +30,14 @@ class Session:
         self.token = self.settings.token or identity.job_token()
         self.attempt_id = uuid.uuid4().hex
         self.device = "cpu"  # the recorder says otherwise before it arms
+        self.step = 0  # the present step; the recorder counts
         self.ledger = patching.Ledger()
         self.guard = Guard(self._on_fault, self._on_probe_off)
         self.outbox = outbox.Outbox()
         self.ring = None
         self.recorder = None
         self.control = None
+        self.announces_absence = False  # whether somebody who called us by name is told when no daemon answers
         self.installed = False
         self.armed = False
         self.over = False  # ended, detached, refused, silenced by a fork, or never able to begin
@@ -86,6 +89,17 @@ class Session:
             self.event(*self._early_events.popleft())
         return True
 
+    def deliver_at_exit(self):
+        """At interpreter exit, for a process that logged but never took a step: hand over what waits in the outbox."""
+        if self.armed or self.over or self.outbox.is_idle():
+            return
+        self.ring = ring.RingWriter(MIN_SLOTS)
+        self.control = control.Control(self)
+        self.armed = True
+        self._write_end("exit")
+        self.control.deliver_here()
+        self.over = True
+
     # ------------------------------------------------------------------------------------------------------- records
     def write(self, kind, head, body=b""):
         """One record into the ring, head and body bytes-like of itemsize 1. False when it was dropped (and counted).
@@ -133,14 +147,26 @@ class Session:
         if not self.over:
             self.outbox.put_scalar(tag, step, value)
 
-    def media(self, kind, tag, step, shape, data):
-        """Images, histogram, figure or text (wire.MEDIA_KINDS); `data`: bytes-like, or a callable run on the control thread."""
-        return not self.over and self.outbox.put_media(kind, tag, step, shape, data)
+    def media(self, kind, tag, step, shape, data, held_bytes=0):
+        """Images, histogram, figure or text (wire.MEDIA_KINDS); `data`: bytes-like, or a callable run on the control thread.
+
+        `held_bytes`: the memory that `data` keeps until then; ask `has_media_room` before making it.
+        """
+        return not self.over and self.outbox.put_media(kind, tag, step, shape, data, held_bytes)
+
+    def has_media_room(self, held_bytes):
+        """Whether `media` would take data of this size now; a refusal is counted as a drop."""
+        return not self.over and self.outbox.has_media_room(held_bytes)
 
     def meta(self, facts):
         """Facts about the run: a flat dict of str, int, float, bool."""
         if not self.over:
             self.outbox.put_facts(facts)
+
+    @property
+    def step(self):
+        """Number of the last optimizer step that was recorded; 0 before the first."""
+        return self._last_step()
 
     # ------------------------------------------------------------------------------------------------------ settings
     def adjust(self, changes, explicit):
@@ -158,6 +184,11 @@ class Session:
         self.over = True
         if self.control is not None:
             self.control.stop()
+
+    def deliver_at_exit(self):
+        """For a process that logged values and never took a step: connect, deliver, say goodbye, within two seconds."""
+        if self.arm():
+            self._at_exit()
 
     def detach(self):
         """Take everything out without a trace: patches, hooks, thread, descriptors, memory."""

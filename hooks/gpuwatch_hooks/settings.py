@@ -33,9 +33,10 @@ _FALSE = ("0", "false", "no", "off")
 
 def checked(name, value):
     """`value` of an adjustable setting or `ring_slots` in its own type. Raises ValueError when it is impossible."""
-    if isinstance(value, bool):
-        if name == "histograms":
-            return value
+    if isinstance(value, bool) is not (name == "histograms"):
+        pass
+    elif name == "histograms":
+        return value
     elif name == "every" and isinstance(value, int):
         if 1 <= value <= MAX_EVERY:
             return value
