@@ -12,7 +12,8 @@ import pytest
 
 from gpuwatch.attach import injector, ptrace, sigframe
 from gpuwatch.attach.elf import find_symbols
-from gpuwatch.attach.injector import InjectError, inject
+from gpuwatch.attach.entry import InjectError
+from gpuwatch.attach.injector import inject
 from gpuwatch.attach.maps import load_bias, open_mapped, read_maps
 from tests.attach.conftest import until
 
@@ -31,7 +32,7 @@ def interpreter(version):
 
 def note(path, text):
     """A payload that appends one line to a file and lets nothing escape."""
-    return f"try:\n with open({str(path)!r}, 'a') as f: f.write('{text}\\n')\nexcept BaseException: pass\n"
+    return lambda _report: f"try:\n with open({str(path)!r}, 'a') as f: f.write('{text}\\n')\nexcept BaseException: pass\n"
 
 
 def lines(path):
@@ -97,7 +98,7 @@ def call_cbrt(pid, rounds):
     original, injector.resolve = injector.resolve, lambda _pid: entry._replace(free=original(pid).free)
     try:
         for _ in range(rounds):
-            inject(pid, "")
+            inject(pid, lambda _: "")
             time.sleep(0.002)
     finally:
         injector.resolve = original
@@ -135,7 +136,7 @@ def inject_and_die(pid, after_calls):
 
         ptrace._libc = Dying
         try:
-            inject(pid, "pass")
+            inject(pid, lambda _: "pass")
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -164,7 +165,7 @@ def test_the_attacher_killed_from_outside_at_random_instants(launch, tmp_path):
         if child == 0:
             try:
                 while True:
-                    inject(target.pid, "pass")
+                    inject(target.pid, lambda _: "pass")
             finally:
                 os._exit(0)
         time.sleep(generator.uniform(0.0, 0.01))
@@ -190,7 +191,7 @@ def test_a_process_that_is_not_python_is_refused_in_a_sentence():
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         with pytest.raises(InjectError, match="not a Python process"):
-            inject(sleeper.pid, "pass")
+            inject(sleeper.pid, lambda _: "pass")
     finally:
         sleeper.kill()
         sleeper.wait()
@@ -200,4 +201,4 @@ def test_a_process_that_is_gone_is_an_oserror():
     ended = subprocess.Popen(["true"])
     ended.wait()
     with pytest.raises(OSError):
-        inject(ended.pid, "pass")
+        inject(ended.pid, lambda _: "pass")

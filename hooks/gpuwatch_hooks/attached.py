@@ -1,0 +1,42 @@
+"""What an attach runs in a process that was started without us: begin to record, or take everything out again.
+
+Both run in the main thread between two of its bytecodes and return a short status for the attacher to read.
+"""
+
+import sys
+
+from . import bootstrap, identity, notices, session
+
+#: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
+forget = None
+
+
+def begin(options):
+    """Put the hooks in. `options`: socket, run, every, histograms, overhead_budget, told (a line for stderr, or None).
+
+    Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings.
+    """
+    current = session.current()
+    adjustable = {name: options[name] for name in ("every", "histograms", "overhead_budget") if options.get(name) is not None}
+    if current.installed and not current.over:
+        current.adjust(adjustable, explicit=True)
+        return "already"
+    current.settings = current.settings._replace(socket=options.get("socket") or current.settings.socket)
+    current.run = options.get("run") or identity.run_name()
+    bootstrap.start(adjustable)
+    if current.over or not current.installed:
+        return "failed"
+    current.meta({"attached": options.get("method", "attach")})
+    if options.get("told"):
+        notices.say_once(options["told"])
+    return "installed"
+
+
+def end():
+    """Take the hooks out: patches, hooks, thread, descriptors, ring, and, where an attach brought them, the modules."""
+    if "gpuwatch_hooks.session" not in sys.modules or not session.current().installed:
+        return "absent"
+    bootstrap.stop()
+    if forget is not None:
+        forget()
+    return "detached"
