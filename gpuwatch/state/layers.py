@@ -11,7 +11,7 @@ from gpuwatch_hooks import wire
 
 from gpuwatch.state.records import HistogramRows, TensorRows
 
-_Array = TypeVar("_Array", array[float], array[int])
+_Array = TypeVar("_Array", "array[float]", "array[int]")  # array has no [] before Python 3.12
 _COLUMNS = len(wire.TENSOR_COLUMNS)
 _COLUMN_INDEX = {name: index for index, name in enumerate(wire.TENSOR_COLUMNS)}
 

@@ -152,7 +152,7 @@ def _last(column: list[float]) -> float:
 
 
 def _seconds(column: list[float]) -> float:
-    return sum(0.0 if value < 0.0 else value for value in column)
+    return sum(max(value, 0.0) for value in column)
 
 
 def _root_sum_of_squares(column: list[float]) -> float:

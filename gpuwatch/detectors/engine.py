@@ -1,0 +1,76 @@
+"""All rules over all runs: a step goes in, findings come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpuwatch.detectors.episode import Episode
+from gpuwatch.detectors.regime import Regime
+from gpuwatch.detectors.registry import RULES, thresholds
+from gpuwatch.detectors.rule import Rule
+from gpuwatch.detectors.sample import Sample
+from gpuwatch.state.findings import Finding
+from gpuwatch.state.runs import Run
+from gpuwatch.state.steps import Step
+
+#: A rule that raises this often in one run is switched off there: the others go on.
+MAX_FAULTS = 3
+
+
+class Engine:
+    """Holds each run's rules. `settings`: the configuration's [rules.NAME] tables; raises ValueError for a bad one."""
+
+    def __init__(self, settings: Mapping[str, Mapping[str, bool | float | str]] | None = None) -> None:
+        self.faults: dict[str, int] = {}  # rule -> times that it raised
+        self._rules = []
+        for rule in RULES:
+            given = dict((settings or {}).get(rule.name, {}))
+            if given.pop("enabled", True):
+                self._rules.append((rule, thresholds(rule, given)))
+        self._watches: dict[str, Watch] = {}
+
+    def observe(self, run: Run, step: Step) -> list[Finding]:
+        """The findings that opened, grew more severe or closed with this step."""
+        watch = self._watches.get(run.directory)
+        if watch is None:
+            watch = self._watches[run.directory] = Watch([rule(settings) for rule, settings in self._rules])
+        changed = watch.observe(run, step, self.faults)
+        for finding in changed:
+            if finding.step == step.step and finding.state == "active":
+                finding.time = run.wall_seconds(step.monotonic_ns)
+        return changed
+
+    def end(self, run: Run) -> list[Finding]:
+        """The run has ended: what is open is closed, and its rules are forgotten."""
+        watch = self._watches.pop(run.directory, None)
+        return watch.end() if watch is not None else []
+
+
+class Watch:
+    """The rules of one run."""
+
+    def __init__(self, rules: list[Rule[Any]]) -> None:
+        self._rules = [(rule, Episode(rule)) for rule in rules]
+        self._regime = Regime()
+        self._faults: dict[str, int] = {}
+
+    def observe(self, run: Run, step: Step, faults: dict[str, int]) -> list[Finding]:
+        sample = Sample(step, run.tensors, run.counters.dropped, new_regime=self._regime.observe(step))
+        sample.rate_jump = self._regime.jump
+        changed = []
+        for rule, episode in self._rules:
+            if self._faults.get(rule.name, 0) >= MAX_FAULTS:
+                continue
+            try:
+                finding = episode.judge(sample.number, rule.judge(sample))
+            except Exception:  # noqa: BLE001  # one rule's bug must not cost the others, nor the run
+                self._faults[rule.name] = self._faults.get(rule.name, 0) + 1
+                faults[rule.name] = faults.get(rule.name, 0) + 1
+                continue
+            if finding is not None:
+                changed.append(finding)
+        return changed
+
+    def end(self) -> list[Finding]:
+        return [finding for _, episode in self._rules if (finding := episode.end()) is not None]

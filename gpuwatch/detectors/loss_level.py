@@ -1,0 +1,49 @@
+"""How far the loss of a step lies above its recent level: what the loss rules share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gpuwatch.detectors.baseline import Baseline
+from gpuwatch.detectors.sample import Sample
+
+#: Sigma is never taken below this share of the median: a smooth loss is not proof against a ripple.
+_FLOOR_RATIO = 0.02
+#: Rises below this share of the first losses do not matter: a loss that has come down to nothing jumps about.
+_MATTERS_RATIO = 0.01
+_FIRST_LOSSES = 20
+
+
+class Rise(NamedTuple):
+    loss: float
+    median: float  # of the last 128 applied steps
+    sigmas: float
+    ratio: float  # over the median
+    matters: bool  # more than 1 % of what the loss was at the start
+
+
+class LossLevel:
+    """Follows one run's loss. Only for positive losses, of runs with one loss: those of a GAN measure no progress."""
+
+    def __init__(self) -> None:
+        self.start = 0.0  # mean of the first losses: what an untrained model has
+        self._seen = 0
+        self._baseline = Baseline(floor_ratio=_FLOOR_RATIO)
+
+    def observe(self, sample: Sample) -> Rise | None:
+        """The step's place against the steps before it; None when there is nothing to compare."""
+        if sample.new_regime:
+            self._baseline.restart()
+        loss = sample.value("loss")
+        if loss is None or loss <= 0.0 or not sample.applied or len(sample.step.losses) > 1:
+            return None
+        if self._seen < _FIRST_LOSSES:
+            self._seen += 1
+            self.start += (loss - self.start) / self._seen
+        rise = None
+        if self._baseline.ready:
+            median = self._baseline.median
+            matters = loss - median > _MATTERS_RATIO * self.start
+            rise = Rise(loss, median, self._baseline.score(loss), loss / median, matters)
+        self._baseline.add(loss)
+        return rise

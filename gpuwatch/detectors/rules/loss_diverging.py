@@ -1,0 +1,115 @@
+"""The loss keeps rising above what it had reached.
+
+## What it means
+
+The run is losing what it has learned: the learning rate is too high, the data has changed, labels no longer fit their
+inputs, or weights were damaged by an earlier spike. Left alone it seldom comes back.
+
+## The test
+
+Either way is enough.
+
+* A shift: in `shift_steps` of 5 steps the loss lies more than `sigmas` robust standard deviations, and more than `ratio`
+  times, above the median of the last 128 steps.
+* A drift: the median of the last 30 losses is more than `drift_ratio` above the median of the 200 that ended 50 steps
+  before them, and 2 robust standard deviations of these, for 20 steps running.
+
+It is critical when the median of the last 30 losses is above what the loss was in the first 20 steps of the run: all that
+had been learned is lost. It needs a positive loss, and is off for GANs. Rises below 1 % of the first losses do not count.
+
+## What to do
+
+1. Lower the learning rate by 3 to 10 times and return to the last checkpoint before `first_step`.
+2. See whether something changed at `first_step`: a new epoch or shard of data, a step of the schedule, thawed layers.
+3. Check that inputs and labels still belong together (a shuffled index, another collate function).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from itertools import islice
+from statistics import median
+from typing import Annotated
+
+from msgspec import Meta
+
+from gpuwatch.detectors.loss_level import LossLevel, Rise
+from gpuwatch.detectors.rule import Positive, Quiet, Rule, Steps, Thresholds, Verdict
+from gpuwatch.detectors.sample import Sample
+
+_RECENT, _GAP, _BEFORE = 30, 50, 200
+_DRIFT_STEPS = 20
+#: The medians of the drift test need not be taken anew at each step.
+_DRIFT_EVERY = 5
+_SIGMA_OVER_MAD = 1.4826
+
+
+class Limits(Thresholds, frozen=True):
+    sigmas: Annotated[Positive, Meta(description="shift: robust standard deviations above the median of 128 steps")] = 5.0
+    ratio: Annotated[Positive, Meta(description="shift: times that median")] = 1.15
+    shift_steps: Annotated[Steps, Meta(description="shift: so many of 5 steps")] = 3
+    drift_ratio: Annotated[Positive, Meta(description="drift: rise of the median of 30, as a share")] = 0.15
+
+
+class LossDiverging(Rule[Limits]):
+    name = "loss_diverging"
+    severity = "warning"
+    statistic = "loss over its level before (ratio)"
+    action = "Return to a checkpoint from before first_step with a lower learning rate; check what changed in the data there."
+    thresholds_type = Limits
+
+    def __init__(self, thresholds: Limits) -> None:
+        super().__init__(thresholds)
+        self._level = LossLevel()
+        self._high: deque[bool] = deque(maxlen=5)
+        self._losses: deque[float] = deque(maxlen=_RECENT + _GAP + _BEFORE)
+        self._judged = 0
+        self._drifting = 0  # steps
+        self._drift = 0.0  # ratio of the medians
+
+    def judge(self, sample: Sample) -> Verdict | Quiet:
+        if sample.new_regime:
+            self._losses.clear()
+            self._drifting = 0
+        rise = self._level.observe(sample)
+        if rise is None:
+            return Quiet.UNMEASURED
+        self._losses.append(rise.loss)
+        self._judged += 1
+        if self._judged % _DRIFT_EVERY == 0:
+            self._measure_drift()
+        limits = self.thresholds
+        self._high.append(rise.matters and rise.sigmas > limits.sigmas and rise.ratio > limits.ratio)
+        shifted = sum(self._high) >= limits.shift_steps
+        if not shifted and self._drifting < _DRIFT_STEPS:
+            return Quiet.FINE
+        return self._verdict(sample, rise, shifted)
+
+    def _measure_drift(self) -> None:
+        losses = self._losses
+        if len(losses) < _RECENT + _GAP + _BEFORE:
+            return
+        before = array("d", islice(losses, _BEFORE))
+        level = median(before)
+        spread = _SIGMA_OVER_MAD * median(abs(loss - level) for loss in before)
+        now = median(islice(losses, _BEFORE + _GAP, None))
+        self._drift = now / level
+        rising = now > level * (1.0 + self.thresholds.drift_ratio) and now > level + 2.0 * spread
+        matters = now - level > 0.01 * self._level.start
+        self._drifting = self._drifting + _DRIFT_EVERY if rising and matters else 0
+
+    def _verdict(self, sample: Sample, rise: Rise, shifted: bool) -> Verdict:
+        recent = median(islice(self._losses, max(0, len(self._losses) - _RECENT), None))
+        lost = recent > self._level.start
+        value = rise.ratio if shifted else self._drift
+        threshold = self.thresholds.ratio if shifted else 1.0 + self.thresholds.drift_ratio
+        beyond = ", above where the run began" if lost else ""
+        summary = f"The loss is rising: {rise.loss:.4g} at step {sample.number}, {value:.3g} times its level before{beyond}"
+        return Verdict(
+            value,
+            threshold,
+            f"{summary}{sample.cause}.",
+            severity="critical" if lost else "warning",
+            first_step=0 if shifted else max(1, sample.number - self._drifting - _RECENT),
+        )

@@ -1,0 +1,61 @@
+"""The loss jumped far above its recent level.
+
+## What it means
+
+One step's loss is out of all proportion to those before: a bad batch, a learning rate that is too high for this point of the
+run, or the first sign of divergence. Large language model runs have been rewound by hundreds of batches for such spikes.
+
+## The test
+
+The loss lies more than `sigmas` robust standard deviations above the median of the last 128 applied steps, and more than
+`ratio` times that median, and the rise is more than 1 % of what the loss was at the start (a loss that has come down to
+nothing jumps about for no reason). Median and MAD over 128 steps; sigma is at least 2 % of the median; nothing is judged in
+the first 50 steps, nor in the 50 after the optimizer was set up anew or its schedule restarted. It needs a positive loss, and
+is off for several optimizers with losses of their own (GANs), whose losses are no measure of progress.
+
+## What to do
+
+1. Compare with `exploding_gradient` at the same step: with it, clip gradients or lower the learning rate; a longer warm-up
+   helps when it happens early.
+2. Alone, look at the batch (`data` order is reproducible with a seeded sampler): corrupt or mislabelled samples.
+3. If the loss does not come back (`loss_diverging`), go back to a checkpoint and skip the batches around this step.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from gpuwatch.detectors.loss_level import LossLevel
+from gpuwatch.detectors.rule import Positive, Quiet, Rule, Thresholds, Verdict
+from gpuwatch.detectors.sample import Sample
+
+
+class Limits(Thresholds, frozen=True):
+    sigmas: Annotated[Positive, Meta(description="robust standard deviations above the median of 128 steps")] = 8.0
+    ratio: Annotated[Positive, Meta(description="times that median")] = 1.5
+
+
+class LossSpike(Rule[Limits]):
+    name = "loss_spike"
+    severity = "warning"
+    statistic = "loss over the median of the last 128 steps (ratio)"
+    action = "Look at this step's batch; with exploding_gradient beside it, clip gradients or lower the learning rate."
+    thresholds_type = Limits
+
+    def __init__(self, thresholds: Limits) -> None:
+        super().__init__(thresholds)
+        self._level = LossLevel()
+
+    def judge(self, sample: Sample) -> Verdict | Quiet:
+        rise = self._level.observe(sample)
+        if rise is None:
+            return Quiet.UNMEASURED
+        if rise.sigmas <= self.thresholds.sigmas or rise.ratio <= self.thresholds.ratio or not rise.matters:
+            return Quiet.FINE
+        summary = (
+            f"The loss jumped to {rise.loss:.4g} at step {sample.number}, {rise.ratio:.3g} times its recent median"
+            f" of {rise.median:.4g}{sample.cause}."
+        )
+        return Verdict(rise.ratio, self.thresholds.ratio, summary)

@@ -1,0 +1,77 @@
+"""An optimizer step changes the weights by a large part of themselves.
+
+## What it means
+
+The L2 norm of the update is compared with that of the weights. Around 1/1000 is healthy; a tenth means that ten steps could
+replace the model. The learning rate is too high, for all or for one group of parameters, or weight decay is out of scale.
+
+## The test
+
+update norm / weight norm of all weights together is above `ratio`, in 3 measured steps running. The ratio is sampled (see
+the overhead budget), so 3 measurements may span more steps. Weights that start near zero make the ratio large without harm,
+so nothing is judged in the first `warmup_steps` steps. The `layer` is the one whose weights change most, where layers are
+measured.
+
+## What to do
+
+Divide the learning rate by the excess over 0.001 (it is in the summary), or clip. With several parameter groups, look at
+`update/LAYER/ratio` in TensorBoard for the group at fault.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from msgspec import Meta
+
+from gpuwatch.detectors.rule import Positive, Quiet, Rule, Steps, Thresholds, Verdict
+from gpuwatch.detectors.sample import Sample
+
+_HEALTHY_RATIO = 1e-3
+
+
+class Limits(Thresholds, frozen=True):
+    ratio: Annotated[Positive, Meta(description="update norm over weight norm")] = 0.1
+    warmup_steps: Annotated[Steps, Meta(description="first steps that are not judged")] = 20
+
+
+class UpdateRatioHigh(Rule[Limits]):
+    name = "update_ratio_high"
+    severity = "warning"
+    statistic = "update norm over weight norm (ratio)"
+    action = "Lower the learning rate until the ratio is near 0.001; look at update/LAYER/ratio for the group at fault."
+    thresholds_type = Limits
+    open_after = 3
+    open_within = 3
+
+    def __init__(self, thresholds: Limits) -> None:
+        super().__init__(thresholds)
+        self._steps = 0
+
+    def judge(self, sample: Sample) -> Verdict | Quiet:
+        self._steps += 1
+        ratio = sample.value("update_ratio")
+        if ratio is None or self._steps <= self.thresholds.warmup_steps or not sample.applied:
+            return Quiet.UNMEASURED
+        if ratio <= self.thresholds.ratio:
+            return Quiet.FINE
+        layer = _fastest_layer(sample)
+        where = f", most of all {layer}" if layer else ""
+        summary = (
+            f"One step changes the weights by {ratio:.2g} of their norm at step {sample.number}, {ratio / _HEALTHY_RATIO:.3g}"
+            f" times what is usual{where}{sample.cause}."
+        )
+        return Verdict(ratio, self.thresholds.ratio, summary, layer)
+
+
+def _fastest_layer(sample: Sample) -> str:
+    updates, weights = sample.column("update", "norm"), sample.column("weight", "norm")
+    if updates is None or weights is None:
+        return ""
+    best, layer = 0.0, ""
+    for index, (update, weight) in enumerate(zip(updates, weights, strict=False)):
+        # Biases and gains start at zero or hold few numbers: their ratios are large and mean nothing.
+        if weight > 0.0 and math.isfinite(update) and update / weight > best and not sample.names.name(index).endswith("bias"):
+            best, layer = update / weight, sample.names.name(index)
+    return layer

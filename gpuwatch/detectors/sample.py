@@ -1,0 +1,79 @@
+"""What the rules see of one step."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+from functools import cached_property
+
+from gpuwatch.state import layers
+from gpuwatch.state.names import NameTable
+from gpuwatch.state.steps import Step
+
+#: A jump of the learning rate is named as a cause for this many steps.
+CAUSE_STEPS = 50
+NOTHING_DROPPED: Mapping[str, int] = {}
+
+
+class Sample:
+    """One step of one run. Per-tensor arrays are indexed like the name table and unpacked when a rule first asks."""
+
+    def __init__(
+        self, step: Step, names: NameTable, dropped: Mapping[str, int] = NOTHING_DROPPED, *, new_regime: bool = False
+    ) -> None:
+        self.step = step
+        self.number = step.step
+        self.values = step.values
+        self.names = names
+        self.dropped = dropped  # records lost since the run began, by reason
+        self.rate_jump: tuple[int, float, float] | None = None  # the last: step, learning rate before, and after
+        self.new_regime = new_regime  # the optimizer was set up anew: what was normal before says nothing now
+
+    @cached_property
+    def applied(self) -> bool:
+        """The optimizer did change the weights: the loss scaler did not skip this step."""
+        return not self.values.get("skipped", 0.0) > 0.0
+
+    @property
+    def cause(self) -> str:
+        """What has just been done to the run, as the end of a sentence; empty when nothing has."""
+        if self.rate_jump is None or not 0 <= self.number - self.rate_jump[0] <= CAUSE_STEPS:
+            return ""
+        step, before, after = self.rate_jump
+        return f", after the learning rate went from {before:.3g} to {after:.3g} at step {step}"
+
+    def value(self, name: str) -> float | None:
+        """A step field that was measured and is finite, else None."""
+        value = self.values.get(name)
+        return value if value is not None and math.isfinite(value) else None
+
+    @property
+    def has_layers(self) -> bool:
+        """The step carries statistics of single tensors."""
+        return bool(self.step.tensors)
+
+    @cached_property
+    def gradient_norms(self) -> array[float] | None:
+        """float32[tensors]: L2 of each gradient, NaN where there is none; None when this step carries no layers."""
+        return self.column("gradient", "norm")
+
+    def column(self, family: str, statistic: str) -> array[float] | None:
+        """float32[tensors]: one statistic of one family in this step (wire.FAMILIES, wire.TENSOR_COLUMNS)."""
+        parts = []
+        for rows in self.step.tensors:
+            if rows.family == family:
+                cells = layers.column(rows, statistic)
+                if cells is not None:
+                    parts.append((rows.first, cells))
+        if not parts:
+            return None
+        if len(parts) == 1 and parts[0][0] == 0:
+            return parts[0][1]
+        parts.sort(key=lambda part: part[0])
+        whole = array("f")
+        for first, cells in parts:
+            if first > len(whole):
+                whole.extend([math.nan] * (first - len(whole)))
+            whole[first : first + len(cells)] = cells
+        return whole
