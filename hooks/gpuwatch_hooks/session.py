@@ -185,11 +185,6 @@ class Session:
         if self.control is not None:
             self.control.stop()
 
-    def deliver_at_exit(self):
-        """For a process that logged values and never took a step: connect, deliver, say goodbye, within two seconds."""
-        if self.arm():
-            self._at_exit()
-
     def detach(self):
         """Take everything out without a trace: patches, hooks, thread, descriptors, memory."""
         if not self.over:

@@ -26,6 +26,7 @@ DEFAULTS = Settings(1, True, 0.01, wire.DEFAULT_SLOTS, None, None, None, frozens
 #: What a daemon may change in a running process.
 ADJUSTABLE = ("every", "histograms", "overhead_budget")
 MAX_EVERY = 1_000_000
+MAX_RING_SLOTS = (wire.MAX_RING_BYTES - wire.RING_HEADER_BYTES) // wire.DEFAULT_SLOT_BYTES
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -33,19 +34,15 @@ _FALSE = ("0", "false", "no", "off")
 
 def checked(name, value):
     """`value` of an adjustable setting or `ring_slots` in its own type. Raises ValueError when it is impossible."""
-    if isinstance(value, bool) is not (name == "histograms"):
-        pass
-    elif name == "histograms":
+    is_flag, is_whole = isinstance(value, bool), isinstance(value, int) and not isinstance(value, bool)
+    if name == "histograms" and is_flag:
         return value
-    elif name == "every" and isinstance(value, int):
-        if 1 <= value <= MAX_EVERY:
-            return value
-    elif name == "overhead_budget" and isinstance(value, (int, float)):
-        if 0.0 < value <= 1.0:
-            return float(value)
-    elif name == "ring_slots" and isinstance(value, int):
-        if 8 <= value <= (wire.MAX_RING_BYTES - wire.RING_HEADER_BYTES) // wire.DEFAULT_SLOT_BYTES:
-            return value
+    if name == "every" and is_whole and 1 <= value <= MAX_EVERY:
+        return value
+    if name == "overhead_budget" and (is_whole or isinstance(value, float)) and 0.0 < value <= 1.0:
+        return float(value)
+    if name == "ring_slots" and is_whole and 8 <= value <= MAX_RING_SLOTS:
+        return value
     raise ValueError("%s cannot be %r" % (name, value))
 
 
