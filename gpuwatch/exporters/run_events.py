@@ -117,7 +117,7 @@ class RunEvents:
             add_layers(summary, step, self._tensors)
             self._layers_due_ns = step.monotonic_ns + int(self._config.layers_every_seconds * 1e9)
         if self._config.layers and step.histograms and step.monotonic_ns >= self._histograms_due_ns:
-            add_histograms(summary, step, self._tensors)
+            add_histograms(summary, step, self._tensors, describe=not self._histograms_due_ns)
             self._histograms_due_ns = step.monotonic_ns + int(self._config.histograms_every_seconds * 1e9)
         if not self.written.rates:
             self.written.rates = self._rates(step)

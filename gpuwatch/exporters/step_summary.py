@@ -93,14 +93,14 @@ def add_layers(summary: Summary, step: Step, tensors: NameTable) -> None:
             add_scalar(summary, f"update/{tensors.name(index)}/ratio", update / weight)
 
 
-def add_histograms(summary: Summary, step: Step, tensors: NameTable) -> None:
+def add_histograms(summary: Summary, step: Step, tensors: NameTable, *, describe: bool) -> None:
     """The magnitudes of each layer's gradient and weight entries."""
     for rows in step.histograms:
         prefix = {"gradient": "grad", "weight": "weight"}.get(rows.family)
         if prefix is None:
             continue
         for index, counts in layers.buckets(rows):
-            add_log2_histogram(summary, f"{prefix}/{tensors.name(index)}", counts, rows.first_exponent)
+            add_log2_histogram(summary, f"{prefix}/{tensors.name(index)}", counts, rows.first_exponent, describe=describe)
 
 
 def _name(table: NameTable, index: int, kind: str) -> str:

@@ -17,13 +17,15 @@ from gpuwatch.exporters import png
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LOG2_METADATA = SummaryMetadata(
+    summary_description=(
+        "Counts of tensor entries by magnitude. **The axis is log2 of the absolute value**: -10 is about 0.001, 0 is 1. "
+        "Signs are not recorded. Zeros and magnitudes below 2^-47 are left out here; `zero_ratio` has the zeros."
+    ),
+    plugin_data=SummaryMetadata.PluginData(plugin_name="histograms"),
+)
 _TEXT_METADATA = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
 MAX_TEXT_CHARS = 64 * 1024
-
-LOG2_DESCRIPTION = (
-    "Counts of tensor entries by magnitude. **The axis is log2 of the absolute value**: -10 is about 0.001, 0 is 1. "
-    "Signs are not recorded. Zeros and magnitudes below 2^-47 are left out here; `zero_ratio` counts the zeros."
-)
 
 
 def add_scalar(summary: Summary, tag: str, value: float) -> None:
@@ -31,11 +33,12 @@ def add_scalar(summary: Summary, tag: str, value: float) -> None:
     summary.value.add(tag=tag, simple_value=value)
 
 
-def add_log2_histogram(summary: Summary, tag: str, counts: Sequence[int], first_exponent: int) -> None:
+def add_log2_histogram(summary: Summary, tag: str, counts: Sequence[int], first_exponent: int, *, describe: bool) -> None:
     """Our buckets of magnitudes: `counts[i]` entries with 2**(first_exponent+i) <= |x| < 2**(first_exponent+i+1).
 
     Drawn over the exponent, because over the value itself all but the largest entries would fall into one bar at zero.
-    The first bucket, where zeros are counted, is drawn only when there is nothing else.
+    The first bucket, where zeros are counted, is drawn only when there is nothing else. `describe` says so
+    in the tag's description, of which TensorBoard reads the first one of a tag.
     """
     start = next((i for i in range(1, len(counts)) if counts[i]), None)
     if start is None:
@@ -45,24 +48,27 @@ def add_log2_histogram(summary: Summary, tag: str, counts: Sequence[int], first_
     left = float(first_exponent + start)
     inner = counts[start : end + 1]
     edges = [left + i for i in range(len(inner) + 1)]
-    _add_histogram(summary, tag, edges[0], edges[1:], inner, LOG2_DESCRIPTION)
+    _add_histogram(summary, tag, edges[0], edges[1:], inner, _LOG2_METADATA if describe else None)
 
 
 def add_histogram(summary: Summary, tag: str, rows: Sequence[tuple[float, float, float]]) -> None:
     """A histogram that the job logged: `rows` of (left, right, count), in rising order and without gaps. May be empty."""
     if not rows:
-        _add_histogram(summary, tag, 0.0, [], [], "")
+        _add_histogram(summary, tag, 0.0, [], [])
         return
-    _add_histogram(summary, tag, rows[0][0], [right for _, right, _ in rows], [count for *_, count in rows], "")
+    _add_histogram(summary, tag, rows[0][0], [right for _, right, _ in rows], [count for *_, count in rows])
 
 
 def _add_histogram(
-    summary: Summary, tag: str, left: float, rights: Sequence[float], counts: Sequence[float], description: str
+    summary: Summary,
+    tag: str,
+    left: float,
+    rights: Sequence[float],
+    counts: Sequence[float],
+    metadata: SummaryMetadata | None = None,
 ) -> None:
     """TensorBoard takes `min` for the left edge of the first bucket, and `max` for the right edge of the last one."""
-    value = summary.value.add(tag=tag)
-    if description:
-        value.metadata.summary_description = description
+    value = summary.value.add(tag=tag, metadata=metadata)
     histogram = value.histo
     lefts = [left, *rights[:-1]]
     middles = [(low + high) / 2 for low, high in zip(lefts, rights, strict=False)]

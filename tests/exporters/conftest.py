@@ -1,0 +1,27 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuwatch.config import Config
+from gpuwatch.selfstats import SelfStats
+from gpuwatch.state.store import State
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def state(tmp_path):
+    state = State(str(tmp_path / "runs"))
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def config():
+    return Config()
+
+
+@pytest.fixture
+def stats():
+    return SelfStats()
