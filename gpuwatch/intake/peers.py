@@ -90,7 +90,7 @@ class Peer:
         """
         fds = array("i")
         try:
-            size, ancillary, flags, _ = self.connection.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+            size, ancillary, flags, _ = self._receive(buffer)
         except BlockingIOError:
             return None
         except OSError:
@@ -111,6 +111,13 @@ class Peer:
             raise PeerError(reason)
         return received
 
+    def _receive(self, buffer: bytearray) -> tuple[int, list[tuple[int, int, bytes]], int, object]:
+        try:
+            return self.connection.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:
+            # Said once, when the peer died without having read all that we sent; what it sent itself is still to be had.
+            return self.connection.recvmsg_into([buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+
     def send(self, message: dict[str, object]) -> None:
         """Say `message`, now or when the peer reads again. Raises PeerError."""
         if len(self._waiting) >= MAX_WAITING_REPLIES:
@@ -119,13 +126,13 @@ class Peer:
         self.flush()
 
     def acknowledge(self, n: int) -> None:
-        """Everything up to message `n` is durable; a later number replaces one that still waits. Raises PeerError."""
+        """Everything up to message `n` is durable; a later number replaces one that still waits."""
         if n > self._ack:
             self._ack = n
             self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; True when nothing does any more. Raises PeerError when the peer has left."""
+        """Send what waits; True when nothing does any more, also since the peer has gone (what it said last can be read)."""
         try:
             while self._waiting:
                 self.connection.send(self._waiting[0])
@@ -136,7 +143,8 @@ class Peer:
         except BlockingIOError:
             return False
         except OSError:
-            raise PeerError("gone") from None
+            self._waiting.clear()
+            self._ack_sent = self._ack
         return True
 
     def refuse(self, reason: str) -> None:

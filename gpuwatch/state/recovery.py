@@ -71,6 +71,10 @@ def resume(run: Run, data: bytes, findings: FindingBook) -> None:
             _replay(run, frame, findings)
         while entries := reader.read():
             for entry in entries:
+                if not entry.frame.is_control and entry.frame.ring_id == run.hello.ring_id:
+                    # A number that is missing was lost before the crash, and counted only in the memory of that daemon.
+                    gap = entry.frame.sequence - journal.durable_sequence.get(entry.frame.ring_id, 0) - 1
+                    run.counters.add_dropped("overwritten", gap)
                 _replay(run, entry.frame, findings)
                 journal.mark_durable(entry.frame.ring_id, entry.frame.sequence, entry.frame.is_control)
     finally:
