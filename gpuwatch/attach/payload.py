@@ -54,7 +54,7 @@ def sources() -> dict[str, tuple[bool, str]]:
 
 
 def compiled(process: Process) -> Modules:
-    """The hooks in the bytecode of the target's interpreter, or as source where that interpreter cannot be started from here."""
+    """The hooks in the bytecode of the target's interpreter, or as source where it cannot be started from here."""
     texts = sources()
     if process.python == sys.version_info[:2] and not process.free_threaded:
         return {
