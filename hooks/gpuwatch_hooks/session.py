@@ -30,7 +30,6 @@ class Session:
         self.token = self.settings.token or identity.job_token()
         self.attempt_id = uuid.uuid4().hex
         self.device = "cpu"  # the recorder says otherwise before it arms
-        self.step = 0  # the present step; the recorder counts
         self.ledger = patching.Ledger()
         self.guard = Guard(self._on_fault, self._on_probe_off)
         self.outbox = outbox.Outbox()
