@@ -72,6 +72,20 @@ class Control:
         self._wake_lock = threading.Lock()  # the other one may have been held at the fork, by a thread that is not here
         self._close_wake()
 
+    def deliver_here(self):
+        """At interpreter exit, where no thread may begin any more: one connection on this thread, within FAREWELL_SECONDS."""
+        self._stop_by = time.monotonic() + FAREWELL_SECONDS
+        try:
+            self._converse()
+        except OSError:
+            self._say_absent()
+        self._hang_up()
+        self._close_wake()
+
+    def _say_absent(self):
+        if self._session.announces_absence and not self._reached:
+            notices.say_once("no daemon answers (start one with `gpuwatch daemon`, or this program under `gpuwatch run`)")
+
     # ---------------------------------------------------------------------------------------------------- the thread
     def _run(self):
         # A signal sent to the process must interrupt the user's own call in the main thread, not this poll.
@@ -83,8 +97,8 @@ class Control:
                 self._converse()
             except endpoint.UntrustedError as refusal:
                 notices.say_once("%s; nothing is sent" % refusal)
-            except OSError:
-                pass  # absent, full, or gone in mid-conversation: the same answer
+            except OSError:  # absent, full, or gone in mid-conversation: the same answer
+                self._say_absent()
             except Exception as error:
                 notices.say_once("talking to the daemon failed (%s: %s)" % (type(error).__name__, error))
             self._hang_up()

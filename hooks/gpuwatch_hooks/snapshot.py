@@ -24,6 +24,13 @@ class Snapshot:
             self._event.synchronize()
         return self._host
 
+    def __float__(self):
+        """Its only element; for one that cannot be read, NaN, since a logged scalar must not stop those behind it."""
+        try:
+            return float(self.read().reshape(()))
+        except Exception:
+            return float("nan")
+
 
 def take(tensor):
     """A Snapshot of `tensor` (any strided torch.Tensor); raises ValueError while a CUDA graph is being captured."""
