@@ -61,7 +61,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("gpu_utilization_ratio", "gauge", _GPU, "Share of the last sampling interval in which some kernel ran."),
     Metric("gpu_utilization_peak_ratio", "gauge", ("gpu", "window"), "Largest utilization within the window."),
     Metric("gpu_busy_seconds_total", "counter", _GPU, "Time in which some kernel ran: the integral of the utilization."),
-    Metric("gpu_memory_bandwidth_utilization_ratio", "gauge", _GPU, "Share of time in which device memory was read or written."),
+    Metric(
+        "gpu_memory_bandwidth_utilization_ratio", "gauge", _GPU, "Share of time in which device memory was read or written."
+    ),
     Metric("gpu_sm_active_ratio", "gauge", _GPU, "Share of time in which a multiprocessor had a warp, mean over all (GPM)."),
     Metric("gpu_sm_occupancy_ratio", "gauge", _GPU, "Resident warps over the most that the multiprocessors hold (GPM)."),
     Metric("gpu_tensor_active_ratio", "gauge", _GPU, "Share of cycles in which the tensor cores worked (GPM)."),
@@ -75,7 +77,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("gpu_memory_used_peak_bytes", "gauge", ("gpu", "window"), "Most device memory in use within the window."),
     Metric("gpu_power_watts", "gauge", _GPU, "Power drawn by the board."),
     Metric("gpu_power_limit_watts", "gauge", _GPU, "Power that the board may draw."),
-    Metric("gpu_energy_joules_total", "counter", _GPU, "Energy used since the daemon first saw this GPU or the driver was loaded."),
+    Metric(
+        "gpu_energy_joules_total", "counter", _GPU, "Energy used since the daemon first saw this GPU or the driver was loaded."
+    ),
     Metric("gpu_temperature_celsius", "gauge", ("gpu", "sensor"), "Temperature, by sensor."),
     Metric("gpu_temperature_threshold_celsius", "gauge", ("gpu", "threshold"), "Temperature at which the driver acts."),
     Metric("gpu_clock_hertz", "gauge", ("gpu", "domain"), "Present clock rate."),
@@ -104,7 +108,9 @@ METRICS: tuple[Metric, ...] = (
         ("gpu", "pid", "user", "command", "container", "slurm_job_id", "run", "rank"),
         "What a process on this GPU is; join by gpu and pid. The command is the program's name, without arguments.",
     ),
-    Metric("gpu_process_memory_bytes", "gauge", _PROCESS, 'Device memory of this process; pid="other" sums those beyond the cap.'),
+    Metric(
+        "gpu_process_memory_bytes", "gauge", _PROCESS, 'Device memory of this process; pid="other" sums those beyond the cap.'
+    ),
     Metric("gpu_process_memory_peak_bytes", "gauge", _PROCESS, "Most device memory of this process since it was first seen."),
     Metric("gpu_process_sm_utilization_ratio", "gauge", _PROCESS, "Share of time in which this process's kernels ran."),
     # The host
@@ -140,10 +146,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("train_autocast_active_ratio", "gauge", _RANK, "Share of the forward time spent under autocast."),
     Metric("train_torch_allocated_bytes", "gauge", (*_RANK, "gpu"), "Device memory that torch's tensors hold."),
     Metric("train_torch_reserved_bytes", "gauge", (*_RANK, "gpu"), "Device memory that torch's allocator holds."),
-    Metric("train_torch_allocated_peak_bytes", "gauge", (*_RANK, "gpu"), "Most device memory that torch's tensors held in a step."),
+    Metric(
+        "train_torch_allocated_peak_bytes", "gauge", (*_RANK, "gpu"), "Most device memory that torch's tensors held in a step."
+    ),
     Metric("train_scalar", "gauge", (*_RANK, "tag"), "Last value of a scalar that the job logged."),
     Metric("train_alert_active", "gauge", (*_RANK, "rule"), "1 while a finding of this rule is active, 0 once it has closed."),
-    Metric("train_alerts_total", "counter", (*_RANK, "rule"), "Findings of this rule; every rule is there from the start, at 0."),
+    Metric(
+        "train_alerts_total", "counter", (*_RANK, "rule"), "Findings of this rule; every rule is there from the start, at 0."
+    ),
     Metric("train_hook_overhead_seconds_total", "counter", _RANK, "Time that the hooks took on the training thread."),
     Metric("train_hook_overhead_ratio", "gauge", _RANK, "Share of the step time that the hooks take, smoothed."),
     Metric("train_records_total", "counter", _RANK, "Records received from the hooks."),

@@ -79,7 +79,7 @@ def wants_openmetrics(accept: str) -> bool:
 
 def number(value: float) -> str:
     """A value as both formats write it: whole numbers without a fraction, infinities and NaN by Go's names."""
-    if value != value:
+    if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
