@@ -24,13 +24,12 @@ from typing import NamedTuple
 
 from gpuwatch.attach.detour import Detour
 from gpuwatch.attach.entry import MAX_AREA_BYTES, EntryPoints, InjectError, resolve
+from gpuwatch.attach.loader import REPORT_BYTES
 from gpuwatch.attach.ptrace import TargetExitedError, Tracee
 
 _NR_MMAP, _NR_MUNMAP = 9, 11
 _PROT_READ_WRITE = 3
 _MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE = 0x2 | 0x20 | 0x100000
-#: At the start of the area: what the text writes for us to read.
-REPORT_BYTES = 1024
 _STACK_BYTES = 64 * 1024
 
 
@@ -47,7 +46,7 @@ class Injection(NamedTuple):
 def inject(pid: int, make_text: Callable[[int], str], call_timeout_seconds: float = 1.0) -> Injection:
     """File a text as a pending call of the main thread of `pid`. It runs when that thread next reaches bytecode.
 
-    `make_text(address)` gives the text; REPORT_BYTES of zeros lie at that address in the target, for the text to report in.
+    `make_text(address)` gives the text; loader.REPORT_BYTES of zeros lie at that address in the target for it to report in.
     It runs in the target's `__main__`: it must keep its names to itself and let nothing escape (payload.py sees to both).
     Raises InjectError or OSError (EPERM: the kernel refuses); the target is unharmed in every case.
     """

@@ -4,12 +4,16 @@
 every process that has imported torch.
 """
 
+#: Room that a report needs at its address, and its first byte once it is there (before: 0, or the "/" of a path).
+REPORT_BYTES = 480
+REPORTED = 1
+
 SOURCE = r'''
 def report(text):
     import ctypes
-    raw = text.encode("utf-8", "replace")[:1000]
+    raw = text.encode("utf-8", "replace")[:440]
     ctypes.memmove(REPORT + 8, raw + b"\0", len(raw) + 1)
-    ctypes.memmove(REPORT, (1).to_bytes(8, "little"), 8)
+    ctypes.memmove(REPORT, b"\1", 1)
 
 
 def load():

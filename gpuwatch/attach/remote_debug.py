@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -47,9 +47,10 @@ class DisabledError(InjectError):
     """The target's owner has switched remote debugging off."""
 
 
-def request(process: Process, script: bytes) -> None:
-    """Have the main thread of `process` run `script` (Python source) between two of its bytecodes.
+def request(process: Process, make_script: Callable[[int], bytes]) -> int:
+    """Have the main thread of `process` run `make_script(address)` (Python source) between two of its bytecodes.
 
+    The address, also returned, is where the script may report: the buffer that its own path came in, read by then.
     Raises DisabledError (honour it), InjectError, or OSError as the kernel answers.
     """
     memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR)
@@ -66,13 +67,14 @@ def request(process: Process, script: bytes) -> None:
         thread = _word(memory, interpreter + layout.threads_main)
         if not thread:
             raise InjectError("the interpreter has no main thread")
-        path = _place_script(process, script)
         support = thread + layout.support
+        path = _place_script(process, make_script(support + layout.path))
         with _stopped(process.pid):  # only so that the bit which we set is not lost to one that the thread sets
             os.pwrite(memory, path.encode() + b"\0", support + layout.path)
             os.pwrite(memory, struct.pack("<i", 1), support + layout.pending)
             breaker = _word(memory, thread + layout.eval_breaker)
             os.pwrite(memory, struct.pack("<Q", breaker | _PLEASE_STOP_BIT), thread + layout.eval_breaker)
+        return support + layout.path
     finally:
         os.close(memory)
 

@@ -24,7 +24,7 @@ def begin(options):
     current.settings = current.settings._replace(socket=options.get("socket") or current.settings.socket)
     current.run = options.get("run") or identity.run_name()
     bootstrap.start(adjustable)
-    if current.over or not current.installed:
+    if current.over or current.recorder is None:
         return "failed"
     current.meta({"attached": options.get("method", "attach")})
     if options.get("told"):

@@ -1,0 +1,139 @@
+"""One attach or detach from beginning to end: look, choose a way in, put the text there, read what it reports."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from gpuwatch.attach import injector, payload, preflight, remote_debug
+from gpuwatch.attach.entry import InjectError
+from gpuwatch.attach.loader import REPORT_BYTES, REPORTED
+from gpuwatch.attach.process import Process, read_process, waiting_in
+
+METHODS = ("auto", "ptrace", "remote-debug")
+_POLL_SECONDS = 0.001
+GOOD_ANSWERS = ("installed", "already", "detached", "absent")
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one process. `answer`: installed, already, detached, absent, queued, refused or failed."""
+
+    pid: int
+    title: str
+    answer: str
+    method: str = ""
+    sentence: str = ""
+    fix: str = ""
+    stopped_microseconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.answer in GOOD_ANSWERS
+
+
+def look(pid: int) -> tuple[Process | None, Outcome | None]:
+    """The process, and the first thing that speaks against going in."""
+    try:
+        process = read_process(pid)
+    except ProcessLookupError as error:
+        return None, Outcome(
+            pid=pid, title="", answer="refused", sentence=str(error), fix="`gpuwatch ps` lists what trains here"
+        )
+    for finding in preflight.check(process):
+        if finding.fatal:
+            refusal = Outcome(pid=pid, title=process.title, answer="refused", sentence=finding.sentence, fix=finding.fix)
+            return process, refusal
+    return process, None
+
+
+def choose(process: Process, method: str) -> str:
+    """The way in: the interpreter's own where it has one that we know, else the injector."""
+    if method != "auto":
+        return method
+    return "remote-debug" if process.python in remote_debug.VERSIONS else "ptrace"
+
+
+def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto", timeout_seconds: float = 10.0) -> Outcome:
+    """Attach (`verb` begin) or detach (end). Never raises: the outcome has the sentence."""
+    began = time.monotonic()
+    process, refusal = look(pid)
+    if process is None or refusal is not None:
+        assert refusal is not None
+        return refusal
+    way = choose(process, method)
+    outcome = Outcome(pid=pid, title=process.title, answer="failed", method=way)
+    try:
+        modules = payload.compiled(process) if verb == "begin" else {}
+
+        def text(report: int) -> str:
+            return payload.build(modules, verb, options, report, timeout_seconds)
+
+        if way == "remote-debug":
+            report = remote_debug.request(process, lambda address: text(address).encode())
+            answer, stopped = _await_report(process, report, timeout_seconds) or _queued(process), 0.0
+        else:
+            answer, stopped = _by_injector(process, text, timeout_seconds)
+    except InjectError as error:
+        return replace(outcome, sentence=str(error), fix="try again")
+    except PermissionError:
+        sentence = f"the kernel does not let you trace process {pid}"
+        fix = (
+            "run as its owner or with sudo; in a container add the capability SYS_PTRACE; or start the job under `gpuwatch run`"
+        )
+        return Outcome(answer="refused", sentence=sentence, fix=fix, **base)
+    except OSError as error:
+        return replace(outcome, sentence=f"process {pid}: {error.strerror}", fix="is it still there?")
+    return _told(answer, replace(outcome, stopped_microseconds=stopped, seconds=time.monotonic() - began))
+
+
+def _by_injector(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
+    injection = injector.inject(process.pid, text)
+    stopped = injection.stopped_microseconds
+    answer = _await_report(process, injection.area, timeout_seconds)
+    if answer is None:
+        return _queued(process), stopped  # the area stays: its text may still be run; it does nothing once it has expired
+    with suppress(InjectError, OSError):  # what cannot be unmapped now are 200 KB that nobody reads
+        stopped = max(stopped, injector.release(process.pid, injection.area, injection.area_bytes))
+    return answer, stopped
+
+
+def _await_report(process: Process, address: int, timeout_seconds: float) -> str | None:
+    deadline = time.monotonic() + timeout_seconds
+    memory = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY)
+    try:
+        while time.monotonic() < deadline:
+            raw = os.pread(memory, REPORT_BYTES, address)
+            if not raw:
+                raise InjectError(f"process {process.pid} ended")
+            if raw[0] == REPORTED:
+                return raw[8:].split(b"\0", 1)[0].decode(errors="replace")
+            time.sleep(_POLL_SECONDS)
+    finally:
+        os.close(memory)
+    return None
+
+
+def _queued(process: Process) -> str:
+    where = waiting_in(process.pid)
+    return f"queued: the main thread has not come back to Python{f' (it is in {where})' if where else ''}"
+
+
+def _told(answer: str, outcome: Outcome) -> Outcome:
+    word, _, rest = answer.partition(": ")
+    if word == "queued":
+        fix = "it goes in by itself when that ends, or not at all after --timeout"
+        return replace(outcome, answer="queued", sentence=rest, fix=fix)
+    if word == "expired":
+        return replace(outcome, sentence="the main thread came to it too late", fix="try again with a longer --timeout")
+    if word == "no_torch":
+        return replace(outcome, sentence="torch is not loaded in it", fix="use --wait")
+    if word not in GOOD_ANSWERS:
+        return replace(outcome, sentence=rest or answer, fix="the job goes on without hooks; please report this")
+    return replace(outcome, answer=word)
