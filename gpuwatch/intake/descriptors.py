@@ -36,7 +36,7 @@ def check_memfd(fd: int, max_bytes: int, seals: int = SEALED_SIZE) -> int:
         raise DescriptorError(f"seals {held:#x} where {seals:#x} are needed")
     if page_bytes != mmap.PAGESIZE:
         raise DescriptorError(f"memory in pages of {page_bytes} bytes")
-    if not 0 < status.st_size <= max_bytes:
+    if status.st_size > max_bytes:
         raise DescriptorError(f"{status.st_size} bytes where at most {max_bytes} are taken")
     if status.st_blocks * 512 < status.st_size:
         raise DescriptorError("a file with holes: its memory would be ours")
