@@ -136,15 +136,14 @@ class Control:
             now = time.monotonic()
             if self._outbox.collect():
                 busy_at = now
-                if welcomed:
-                    self._refill()
             if welcomed:
+                if not self._unsent:
+                    self._outbox.seal()
+                    self._refill()
                 self._send()
-            if self._stop_by is not None:
-                delivered = welcomed and not self._outbox.unacknowledged(self._acknowledged)
-                if delivered or now >= self._stop_by:
-                    self._say_goodbye()
-                    return
+            if self._stop_by is not None and ((welcomed and self._outbox.is_delivered()) or now >= self._stop_by):
+                self._say_goodbye()
+                return
             self._poll(self._patience(now, busy_at))
             for message in self._received():
                 welcomed = self._hear(message) or welcomed
@@ -210,7 +209,6 @@ class Control:
         self._outbox.acknowledge(known)
         self._unsent.clear()
         self._last_queued = known
-        self._refill()
         if isinstance(message.get("settings"), dict):
             self._session.adjust(message["settings"], explicit=False)
 
