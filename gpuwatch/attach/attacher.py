@@ -18,11 +18,11 @@ from gpuwatch.attach.process import Process, read_process, waiting_in
 
 METHODS = ("auto", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
-GOOD_ANSWERS = ("installed", "already", "detached", "absent")
+GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one process. `answer`: installed, already, detached, absent, queued, refused or failed."""
+    """What became of one process. `answer`: installed, already, detached, absent, possible, queued, refused or failed."""
 
     pid: int
     title: str
@@ -84,10 +84,8 @@ def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto",
         return replace(outcome, sentence=str(error), fix="try again")
     except PermissionError:
         sentence = f"the kernel does not let you trace process {pid}"
-        fix = (
-            "run as its owner or with sudo; in a container add the capability SYS_PTRACE; or start the job under `gpuwatch run`"
-        )
-        return Outcome(answer="refused", sentence=sentence, fix=fix, **base)
+        fix = "run as its owner or with sudo; in a container add the capability SYS_PTRACE; or start it under `gpuwatch run`"
+        return replace(outcome, answer="refused", sentence=sentence, fix=fix)
     except OSError as error:
         return replace(outcome, sentence=f"process {pid}: {error.strerror}", fix="is it still there?")
     return _told(answer, replace(outcome, stopped_microseconds=stopped, seconds=time.monotonic() - began))
