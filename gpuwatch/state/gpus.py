@@ -31,6 +31,7 @@ class GpuProcess(msgspec.Struct):
     user: str = ""
     container: str = ""  # first 12 hex digits of the container's id
     slurm_job_id: str = ""
+    start_ticks: int = 0  # with the pid, who it is; 0: not known
 
 
 class Gpu:

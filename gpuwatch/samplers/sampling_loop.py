@@ -1,0 +1,298 @@
+"""The NVML child's clock: who is asked when, and one line a second to the parent. Knows nothing of NVML itself.
+
+Devices take turns within the second, so that the dear calls (2 to 4 ms each) of eight of them do not fall together and hide a
+spike of memory from the fast readings. Commands from the parent come as JSON lines on standard input; its end is ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import time
+from functools import partial
+
+from gpuwatch.samplers import catalog
+from gpuwatch.samplers import heartbeat as phase
+from gpuwatch.samplers.heartbeat import NO_DEVICE, Heartbeat
+from gpuwatch.samplers.process_identity import Identities
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would cost this process a megabyte
+    from collections.abc import Callable
+    from typing import Any
+
+_STDIN, _STDOUT = 0, 1
+_PR_SET_PDEATHSIG = 1
+_RECHECK_LINES = 10  # lines between looks whether a pid was given to another process
+_LONGEST_REINIT_SECONDS = 30.0
+
+
+class DriverGoneError(Exception):
+    """NVML as a whole does not answer: not there, unloaded, of another version. `code` is NVML's name for it."""
+
+    def __init__(self, code: str, sentence: str, *, needs_new_process: bool) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.needs_new_process = needs_new_process  # the mapped library will never fit again
+
+
+class DeviceGoneError(Exception):
+    """One device does not answer."""
+
+
+class ParentGoneError(Exception):
+    """Nobody reads our lines any more."""
+
+
+class Slot:
+    """A GPU's place in the round: its devices (itself first, then its MIG devices), or why there are none."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.devices: list[Any] = []
+        self.down = ""
+        self.known: list[tuple[str, str]] = []  # (label, UUID) of its devices when it last answered
+        self.turns = 0
+        self.next_turn_ns = 0
+        self.next_slow_ns = 0
+
+
+def run(make_driver: Callable[[], Any], options: str) -> None:
+    """Samples until the parent closes our standard input, or the driver can no longer be used by this process."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also when a call hangs while the daemon dies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle; it closes our input
+    try:
+        SamplingLoop(make_driver, json.loads(options)).run()
+    except (ParentGoneError, BrokenPipeError):
+        return
+
+
+class SamplingLoop:
+    """`options`: memory_hz, fast_hz, dear_seconds, slow_seconds, skip (GPU indices), only (or null), heartbeat (descriptor)."""
+
+    def __init__(self, make_driver: Callable[[], Any], options: dict[str, Any]) -> None:
+        self._make_driver = make_driver
+        self._memory_ns = int(1e9 / options["memory_hz"])
+        self._fast_ns = int(1e9 / options["fast_hz"])
+        self._dear_ns = int(1e9 * options["dear_seconds"])
+        self._slow_ns = int(1e9 * options["slow_seconds"])
+        self._skip: set[int] = set(options["skip"])
+        self._only: set[int] | None = None if options["only"] is None else set(options["only"])
+        self._heartbeat = Heartbeat(options["heartbeat"])
+        self._poll = select.poll()
+        self._poll.register(_STDIN, select.POLLIN)
+        self._input = b""
+        self._slots: dict[int, Slot] = {}
+        self._identities = Identities()
+        self._identities_sent: dict[int, tuple[Any, ...]] = {}
+        self._lines = 0
+        self._busy_ns = 0
+        self._reinits = 0
+        self._reinit_seconds = 1.0
+        self._next_reinit_ns = 0
+
+    def run(self) -> None:
+        worked = False
+        while True:
+            driver = None
+            try:
+                self._heartbeat.busy(time.monotonic_ns(), NO_DEVICE, phase.STARTING)
+                driver = self._make_driver()
+                self._reinits += worked
+                worked = True
+                self._sample(driver)
+            except DriverGoneError as gone:
+                self._write({"t": "gone", "code": gone.code, "reason": str(gone), "worked": worked})
+                if gone.needs_new_process or not worked:
+                    return
+            finally:
+                if driver is not None:
+                    driver.close()
+            self._heartbeat.idle()
+            self._commands(self._dear_ns / 1e6)
+
+    def _sample(self, driver: Any) -> None:
+        """Reads until the driver is gone, or is to be initialised anew because a GPU stays lost."""
+        self._slots = {}
+        count = driver.count()
+        self._open_slots(driver, count)
+        now = time.monotonic_ns()
+        next_memory = next_fast = now
+        next_line = now + self._dear_ns
+        last_fast = now - self._fast_ns
+        self._next_reinit_ns = now + int(self._reinit_seconds * 1e9)
+        while True:
+            now = time.monotonic_ns()
+            if now >= next_memory:
+                self._round(phase.MEMORY, _read_memory)
+                next_memory = max(next_memory + self._memory_ns, now)
+            if now >= next_fast:
+                # Utilization is an average over the driver's last 1/6 to 1 s: it stands for no more than two of our periods.
+                seconds = min(now - last_fast, 2 * self._fast_ns) / 1e9
+                self._round(phase.FAST, partial(_read_fast, seconds=seconds, now_ns=now))
+                last_fast, next_fast = now, max(next_fast + self._fast_ns, now)
+            due = min(self._slots.values(), key=lambda slot: slot.next_turn_ns, default=None)
+            if due is not None and now >= due.next_turn_ns:
+                self._turn(driver, due, now)
+            if now >= next_line:
+                self._write_line(driver)
+                next_line = max(next_line + self._dear_ns, now)
+                if self._reinit_is_due(now):
+                    return
+            end = time.monotonic_ns()
+            self._busy_ns += end - now
+            self._heartbeat.idle()
+            soonest = min(next_memory, next_fast, next_line, *(slot.next_turn_ns for slot in self._slots.values()))
+            if self._commands(max(0.0, (soonest - end) / 1e6)):
+                self._open_slots(driver, count)
+
+    def _reinit_is_due(self, now: int) -> bool:
+        """A GPU that was reset answers only to a new NVML session; ask for one while any is lost, less and less often."""
+        if all(slot.devices for slot in self._slots.values()):
+            self._reinit_seconds = 1.0
+            self._next_reinit_ns = now + self._dear_ns
+            return False
+        if now < self._next_reinit_ns:
+            return False
+        self._reinit_seconds = min(2 * self._reinit_seconds, _LONGEST_REINIT_SECONDS)
+        return True
+
+    def _open_slots(self, driver: Any, count: int) -> None:
+        """Brings the slots in line with what the parent wants of us; turns are spread over the period."""
+        for index in range(count):
+            wanted = index in self._only if self._only is not None else index not in self._skip
+            if wanted and index not in self._slots:
+                slot = self._slots[index] = Slot(index)
+                self._open(driver, slot)
+            elif not wanted:
+                self._slots.pop(index, None)
+        now = time.monotonic_ns()
+        for place, slot in enumerate(self._slots.values()):
+            slot.next_turn_ns = now + place * self._dear_ns // len(self._slots)
+
+    def _open(self, driver: Any, slot: Slot) -> None:
+        self._heartbeat.busy(time.monotonic_ns(), slot.index, phase.OPENING)
+        try:
+            slot.devices = driver.open(slot.index)
+        except DeviceGoneError as gone:
+            slot.devices, slot.down = [], str(gone)
+        else:
+            slot.down, slot.turns, slot.next_slow_ns = "", 0, 0
+            slot.known = [(device.label, device.uuid) for device in slot.devices]
+
+    def _round(self, what: int, read: Callable[[Any], None]) -> None:
+        for slot in self._slots.values():
+            if slot.devices:
+                self._heartbeat.busy(time.monotonic_ns(), slot.index, what)
+                self._guarded(slot, read)
+
+    def _guarded(self, slot: Slot, read: Callable[[Any], None]) -> None:
+        try:
+            for device in list(slot.devices):
+                read(device)
+        except DeviceGoneError as gone:
+            slot.devices, slot.down = [], str(gone)
+
+    def _turn(self, driver: Any, slot: Slot, now: int) -> None:
+        """A GPU's dear readings. Energy (2.7 ms) and process utilization (1.7 ms) alternate."""
+        slot.next_turn_ns = max(slot.next_turn_ns + self._dear_ns, now)
+        if not slot.devices:
+            self._open(driver, slot)
+        with_energy = slot.turns % 2 == 0
+        steps: list[tuple[int, Callable[[Any], None]]] = [(phase.GAUGES, partial(_read_gauges, now_ns=now))]
+        if with_energy:
+            steps.append((phase.ENERGY, _read_energy))
+        steps.append((phase.PROCESSES, partial(_read_processes, with_utilization=not with_energy)))
+        if slot.devices and now >= slot.next_slow_ns:
+            slot.next_slow_ns = now + self._slow_ns
+            steps.append((phase.SLOW, partial(_read_slow, now_ns=now)))
+            steps.append((phase.OPENING, partial(self._look_for_new_cut, driver, slot)))
+        for what, read in steps:
+            self._heartbeat.busy(time.monotonic_ns(), slot.index, what)
+            self._guarded(slot, read)
+        slot.turns += 1
+
+    def _look_for_new_cut(self, driver: Any, slot: Slot, device: Any) -> None:
+        if device is slot.devices[0] and [uuid for *_, uuid in device.mig_handles()] != [mig.uuid for mig in slot.devices[1:]]:
+            self._open(driver, slot)
+
+    def _write_line(self, driver: Any) -> None:
+        gpus: list[dict[str, Any]] = []
+        pids: set[int] = set()
+        for slot in self._slots.values():
+            if not slot.devices:
+                known = slot.known or [(str(slot.index), "")]
+                gpus += [{"index": slot.index, "label": label, "uuid": uuid, "down": slot.down} for label, uuid in known]
+            for device in slot.devices:
+                line = device.report.line(catalog.THROTTLE_BITS)
+                pids.update(row[0] for row in line.get("processes", ()))
+                gpus.append({"index": slot.index, "label": device.label, "uuid": device.uuid, **line})
+                if not device.introduced:
+                    gpus[-1]["info"] = device.info
+                    device.introduced = True
+        self._lines += 1
+        identities = self._identities.of(pids, recheck=self._lines % _RECHECK_LINES == 0)
+        fresh = {pid: identity for pid, identity in identities.items() if self._identities_sent.get(pid) != identity}
+        self._identities_sent = dict(identities)
+        self._write({
+            "t": "sample",
+            "monotonic_ns": time.monotonic_ns(),
+            "wall_ns": time.time_ns(),
+            "seconds": self._busy_ns / 1e9,
+            "driver": driver.version,
+            "reinits": self._reinits,
+            "errors": driver.errors,
+            "identities": fresh,
+            "gpus": gpus,
+        })  # fmt: skip
+        self._busy_ns = 0
+        self._reinits = 0
+        driver.errors = {}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        data = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        while data:
+            data = data[os.write(_STDOUT, data) :]
+
+    def _commands(self, timeout_ms: float) -> bool:
+        """Sleeps for as long as no command comes; True when one did. Raises ParentGoneError at the end of the input."""
+        if not self._poll.poll(timeout_ms):
+            return False
+        data = os.read(_STDIN, 65536)
+        if not data:
+            raise ParentGoneError
+        *lines, self._input = (self._input + data).split(b"\n")
+        for line in lines:
+            command = json.loads(line)
+            self._skip = set(command["skip"])
+            self._only = None if command["only"] is None else set(command["only"])
+        return bool(lines)
+
+
+def _read_memory(device: Any) -> None:
+    device.read_memory()
+
+
+def _read_fast(device: Any, seconds: float, now_ns: int) -> None:
+    device.read_fast(seconds)
+    if now_ns < device.bus_busy_until_ns:
+        device.read_buses(now_ns)
+
+
+def _read_gauges(device: Any, now_ns: int) -> None:
+    device.read_gauges(now_ns)
+
+
+def _read_energy(device: Any) -> None:
+    device.read_energy()
+
+
+def _read_processes(device: Any, *, with_utilization: bool) -> None:
+    device.read_processes(with_utilization=with_utilization)
+
+
+def _read_slow(device: Any, now_ns: int) -> None:
+    device.read_slow(now_ns)

@@ -1,0 +1,231 @@
+"""Keeps NVML children at work and the GPUs' state true, whatever the driver does. Called every 50 ms; never waits.
+
+As a rule one child samples all GPUs. A call on one of them that does not return within SIDE_SECONDS puts that child *aside*:
+it is left alone with its GPU, and a new child goes on with the others. A GPU without a sample for sampling.deadline_seconds is
+down, with the reason. A child aside that stays stuck is killed and its GPU tried again with back-off; one that cannot be killed
+(it sleeps in the kernel) is left, and no second one is sent after it. A child aside that has worked for CALM_SECONDS ends, and
+its GPU goes back to the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from gpuwatch.samplers.lines import GoneLine, apply, unknown_uuid
+from gpuwatch.samplers.nvml_child import NvmlChild
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from gpuwatch.config import Sampling
+    from gpuwatch.state.gpus import Gpu, Gpus
+
+log = logging.getLogger(__name__)
+
+SIDE_SECONDS = 2.0  # the longest call seen on a healthy H100 took 16 ms
+FIRST_SIDE_SECONDS = 10.0  # until its first line, since opening a GPU without persistence mode initialises it
+CALM_SECONDS = 10.0
+START_SECONDS = 60.0  # nvmlInit of eight GPUs without persistence mode takes tens of seconds
+ABSENT_RETRY_SECONDS = 60.0
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
+
+_NO_DRIVER = {"library_not_found", "driver_not_loaded"}
+
+
+class Aside:
+    """A GPU that is not sampled with the others: by a child of its own, or by nobody until `retry_at_ns`."""
+
+    def __init__(self, child: NvmlChild) -> None:
+        self.child: NvmlChild | None = child
+        self.retry_at_ns = 0
+        self.retry_seconds = FIRST_RETRY_SECONDS
+
+
+class Supervisor:
+    """Samples into `gpus`, under `lock`, by child processes."""
+
+    def __init__(self, gpus: Gpus, sampling: Sampling, lock: AbstractContextManager[object] | None = None) -> None:
+        self._gpus = gpus
+        self._sampling = sampling
+        self._lock = lock if lock is not None else contextlib.nullcontext()
+        self._main: NvmlChild | None = None
+        self._aside: dict[int, Aside] = {}
+        self._known: dict[str, int] = {}  # every device ever told of: UUID -> GPU index
+        self._ended: list[NvmlChild] = []  # told or forced to end, not yet gone
+        self._start_at_ns = 0
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._gone: GoneLine | None = None  # the main child's last word
+        self._paused = False
+
+    def turn(self) -> None:
+        """Reads what the children wrote, and does what is due."""
+        now_ns = time.monotonic_ns()
+        if self._main is None and not self._paused and now_ns >= self._start_at_ns:
+            self._gone = None
+            self._main = self._start(now_ns)
+        for child in self._children():
+            self._hear(child, now_ns)
+        self._reap(now_ns)
+        self._watch_main(now_ns)
+        for index, aside in list(self._aside.items()):
+            self._watch_aside(index, aside, now_ns)
+        with self._lock:
+            self._mark_silent(now_ns)
+
+    def pause(self) -> None:
+        """Stops sampling and lets go of the driver, so that a GPU can be reset or cut up anew."""
+        self._paused = True
+        for child in self._children():
+            self._end(child)
+        self._main = None
+        self._aside.clear()
+        with self._lock:
+            self._gpus.state, self._gpus.message = "paused", "sampling is paused"
+            for gpu in self._gpus:
+                gpu.mark_down("sampling is paused")
+
+    def resume(self) -> None:
+        self._paused = False
+        self._start_at_ns = 0
+        with self._lock:
+            self._gpus.state, self._gpus.message = "starting", ""
+
+    def close(self, timeout_seconds: float = 1.0) -> None:
+        """Ends every child: by its input's end, then by force. One that the driver holds is left to the kernel."""
+        for child in self._children():
+            self._end(child)
+        self._main, self._paused = None, True
+        deadline = time.monotonic() + timeout_seconds
+        while self._ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+            self._reap(time.monotonic_ns())
+        for child in self._ended:
+            child.kill()
+        time.sleep(0.05 if self._ended else 0)
+        self._reap(time.monotonic_ns())
+        for child in self._ended:
+            child.release()
+
+    def child_pids(self) -> list[int]:
+        """The living children, for accounting what sampling costs."""
+        return [child.pid for child in [*self._children(), *self._ended]]
+
+    def _start(self, now_ns: int, only: set[int] | None = None) -> NvmlChild:
+        return NvmlChild(self._sampling, now_ns, self._known, skip=set() if only else set(self._aside), only=only)
+
+    def _children(self) -> list[NvmlChild]:
+        asides = [aside.child for aside in self._aside.values() if aside.child is not None]
+        return asides if self._main is None else [self._main, *asides]
+
+    def _hear(self, child: NvmlChild, now_ns: int) -> None:
+        for line in child.lines(now_ns):
+            with self._lock:
+                if not isinstance(line, GoneLine):
+                    apply(line, self._gpus, child.heard)
+                    self._known.update(child.heard.devices)
+                    if child is self._main:
+                        self._gpus.sample_duration_seconds = line.seconds
+                        self._retry_seconds = FIRST_RETRY_SECONDS
+                    continue
+                if child is self._main:
+                    self._gone = line
+                    self._gpus.state = "absent" if line.code in _NO_DRIVER and not line.worked else "failing"
+                    self._gpus.message = (
+                        f"no NVIDIA driver here: {line.reason}" if self._gpus.state == "absent" else line.reason
+                    )
+                for uuid in child.heard.devices:
+                    if uuid in self._gpus.by_uuid:
+                        self._gpus.by_uuid[uuid].mark_down(f"the driver is gone: {line.reason}")
+
+    def _reap(self, now_ns: int) -> None:
+        for child in list(self._ended):
+            if child.exit_status() is not None:
+                child.release()
+                self._ended.remove(child)
+        if self._main is not None and self._main.exit_status() is not None:
+            self._hear(self._main, now_ns)  # its last words
+            status = self._main.exit_status()
+            self._main.release()
+            self._main = None
+            if self._gpus.state == "absent":
+                self._start_at_ns = now_ns + int(ABSENT_RETRY_SECONDS * 1e9)
+                return
+            if self._gone is None:
+                log.warning("the NVML child ended with status %s; next one in %.0f s", status, self._retry_seconds)
+            self._start_at_ns = now_ns + int(self._retry_seconds * 1e9)
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+
+    def _watch_main(self, now_ns: int) -> None:
+        child = self._main
+        if child is None:
+            return
+        seconds, index, what = child.stuck(now_ns)
+        patience = SIDE_SECONDS if child.last_line_ns else FIRST_SIDE_SECONDS
+        if index >= 0 and seconds > patience and index not in self._aside:
+            log.warning("GPU %d has not answered for %.1f s (%s): another child goes on with the others", index, seconds, what)
+            self._aside[index] = Aside(child)
+            child.assign(skip=set(), only={index})
+            self._main = self._start(now_ns)
+        elif max(seconds, self._silence_seconds(child, now_ns)) > START_SECONDS:
+            log.warning("the NVML child has not answered for %.0f s (%s): killing it", START_SECONDS, what)
+            child.kill()
+            self._ended.append(child)
+            self._main = None
+            self._start_at_ns = now_ns + int(self._retry_seconds * 1e9)
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+
+    def _watch_aside(self, index: int, aside: Aside, now_ns: int) -> None:
+        child = aside.child
+        if child is None:
+            if now_ns >= aside.retry_at_ns:
+                aside.child = self._start(now_ns, only={index})
+            return
+        if child.exit_status() is not None:
+            child.release()
+            aside.child = None
+            aside.retry_at_ns = now_ns + int(aside.retry_seconds * 1e9)
+            aside.retry_seconds = min(2 * aside.retry_seconds, LAST_RETRY_SECONDS)
+            return
+        seconds, _, what = child.stuck(now_ns)
+        if max(seconds, self._silence_seconds(child, now_ns)) > SIDE_SECONDS:
+            child.calm_since_ns = now_ns
+            if seconds > 2 * self._sampling.deadline_seconds and not child.killed:
+                log.warning("GPU %d still does not answer (%s): killing its child", index, what)
+                child.kill()
+        elif now_ns - child.calm_since_ns > CALM_SECONDS * 1e9:
+            del self._aside[index]
+            self._end(child)
+            if self._main is not None:
+                self._main.assign(skip=set(self._aside), only=None)
+
+    def _silence_seconds(self, child: NvmlChild, now_ns: int) -> float:
+        return (now_ns - max(child.last_line_ns, child.started_ns)) / 1e9
+
+    def _mark_silent(self, now_ns: int) -> None:
+        """A device without a sample for too long is down, with the reason that its child's heartbeat gives."""
+        deadline_ns = int(self._sampling.deadline_seconds * 1e9)
+        for gpu in self._gpus:
+            if gpu.up and now_ns - gpu.last_sample_monotonic_ns > deadline_ns:
+                gpu.mark_down(self._reason(gpu, now_ns))
+        for index, aside in self._aside.items():
+            if aside.child is not None and index not in self._known.values():
+                self._gpus.find(unknown_uuid(index), str(index)).mark_down("it has not answered since the daemon started")
+        if self._main is not None:
+            seconds, index, what = self._main.stuck(now_ns)
+            if index < 0 and seconds > self._sampling.deadline_seconds:
+                self._gpus.state = "failing"
+                self._gpus.message = f"the driver has not answered for {seconds:.0f} s ({what})"
+
+    def _reason(self, gpu: Gpu, now_ns: int) -> str:
+        for child in self._children():
+            seconds, index, what = child.stuck(now_ns)
+            if seconds > SIDE_SECONDS and index in (self._known.get(gpu.uuid), -1):
+                return f"the driver has not answered for {seconds:.0f} s ({what})"
+        return f"no sample for {self._sampling.deadline_seconds:.0f} s"
+
+    def _end(self, child: NvmlChild) -> None:
+        child.close()
+        self._ended.append(child)
