@@ -81,7 +81,7 @@ def _not_readable(process: Process) -> Finding:
     if process.uid not in (me, 0) and me != 0:
         sentence = f"process {pid} belongs to uid {process.uid}, you are {me}"
         return Finding("other_user", sentence, "run as that user, or with sudo")
-    if Path(f"/proc/{pid}").stat().st_uid != process.uid:
+    if Path(f"/proc/{pid}/maps").stat().st_uid != process.uid:
         sentence = f"process {pid} forbids being looked into (PR_SET_DUMPABLE is 0)"
         return Finding("not_dumpable", sentence, "run with sudo, or start the job under `gpuwatch run`")
     sentence = f"the kernel does not let you look into process {pid}"

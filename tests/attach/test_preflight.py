@@ -118,7 +118,7 @@ def test_a_process_that_forbids_it_is_told_apart_from_a_foreign_one():
     target = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert target.stdout.readline() == "ready\n"
-        assert os.stat(f"/proc/{target.pid}").st_uid == 0  # the kernel gives it to root: that is how it is told
+        assert os.stat(f"/proc/{target.pid}/maps").st_uid == 0  # the kernel gives it to root: that is how it is told
         assert looked_at_by_nobody(target.pid)[0] == "not_dumpable"
     finally:
         target.kill()
