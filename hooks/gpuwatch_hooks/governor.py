@@ -1,0 +1,91 @@
+"""The overhead budget: measures what the hooks cost the training thread and thins the dear statistics until it is kept.
+
+Three families of statistics may be taken less often, in this order: update ratios (a copy of the weights), histograms,
+per-layer tables. The global norm, the non-finite count and everything that costs no pass over the tensors stay at every
+step, whatever they cost: then `overhead_ratio` says how much. Costs are measured on the job itself (perf_counter_ns, which
+makes no system call), so the plan is computed from them instead of being searched for: one look decides.
+"""
+
+FAMILIES = ("update_ratio", "histograms", "layers")
+#: How many times rarer than asked each family becomes, from the first rung to the last.
+RUNGS = [(1, 1, 1)]
+for _factor in (4, 16, 64, 256, 1024):
+    for _family in range(len(FAMILIES)):
+        RUNGS.append((*RUNGS[-1][:_family], _factor, *RUNGS[-1][_family + 1 :]))
+_LOOK_EVERY = 16  # steps between two looks at the plan
+_SMOOTHING = 1 / 32
+_RESTORE_AT = 0.7  # go back a rung only when that is expected to take less than this share of the budget
+
+
+class Governor:
+    """Decides at which steps a family is measured. All times in nanoseconds of the training thread."""
+
+    def __init__(self):
+        self.rung = 0
+        self.overhead_ratio = 0.0
+        self.thinned_more = False  # by the last change of plan
+        self._step_ns = None
+        self._hook_ns = None
+        self._base_ns = None
+        self._costs = dict.fromkeys(FAMILIES)
+        self._sampled_ns = 0
+        self._looks = 0
+
+    @property
+    def thinning_level(self):
+        """Index into wire.THINNING: how many families, in order, are thinned."""
+        return sum(1 for factor in RUNGS[self.rung] if factor > 1)
+
+    def interval(self, family, every):
+        """Steps from one measurement of `family` to the next, when the user asked for each `every`-th."""
+        return every * RUNGS[self.rung][FAMILIES.index(family)]
+
+    def norms_interval(self, every):
+        """Steps from one table of per-layer norms, which the always-on pass has anyway, to the next: only writing it costs."""
+        return every * max(1, RUNGS[self.rung][-1] // 16)
+
+    def spent(self, family, nanoseconds):
+        """A measurement of `family` took this long."""
+        self._sampled_ns += nanoseconds
+        known = self._costs[family]
+        # One sample that was interrupted by another process must not thin for a thousand steps.
+        self._costs[family] = nanoseconds if known is None else 0.7 * known + 0.3 * min(nanoseconds, 3 * known)
+
+    def step(self, step_ns, hook_ns, budget, every):
+        """A step is over: it took `step_ns`, the hooks `hook_ns` of it. A sentence when the plan changed, else None."""
+        base_ns = max(0, hook_ns - self._sampled_ns)
+        self._sampled_ns = 0
+        if self._step_ns is None:
+            self._step_ns, self._hook_ns, self._base_ns = step_ns, hook_ns, base_ns
+        else:
+            weight = max(_SMOOTHING, 1 / (self._looks + 1))
+            self._step_ns += weight * (step_ns - self._step_ns)
+            self._hook_ns += weight * (hook_ns - self._hook_ns)
+            self._base_ns += weight * (min(base_ns, 4 * self._base_ns + 1000) - self._base_ns)
+        self._looks += 1
+        self.overhead_ratio = self._hook_ns / self._step_ns if self._step_ns else 0.0
+        if self._looks % _LOOK_EVERY and self._looks != 6:
+            return None
+        return self._look(budget, every)
+
+    def _look(self, budget, every):
+        allowed = budget * self._step_ns
+        rung = next((r for r in range(len(RUNGS)) if self._expected_ns(r, every) <= allowed), len(RUNGS) - 1)
+        if rung < self.rung:
+            if self._expected_ns(self.rung - 1, every) > _RESTORE_AT * allowed:
+                return None
+            rung = self.rung - 1
+        if rung == self.rung:
+            return None
+        self.thinned_more = rung > self.rung
+        self.rung = rung
+        return self.describe(every)
+
+    def _expected_ns(self, rung, every):
+        factors = zip(FAMILIES, RUNGS[rung])
+        return self._base_ns + sum((self._costs[family] or 0) / (every * factor) for family, factor in factors)
+
+    def describe(self, every):
+        """What is measured how often now, in one sentence."""
+        intervals = ["%s every %d" % (family.replace("_", " "), self.interval(family, every)) for family in FAMILIES]
+        return "the hooks take %.2f %% of a step: %s steps" % (100 * self.overhead_ratio, ", ".join(intervals))

@@ -1,0 +1,134 @@
+"""Gradients: their norm at every step, per-tensor statistics and histograms when the governor allows.
+
+Read at the optimizer's step pre-hook, the one place where they are complete: reduced over ranks (DDP), accumulated over
+micro-batches, unscaled by GradScaler. What is read is the gradient before clipping, so a clip function that runs earlier
+has them measured first (clipping.py calls `measure`); the norm after clipping is measured or derived here.
+"""
+
+import time
+
+from ..reading import Reading
+
+_now = time.perf_counter_ns
+
+
+class Gradients:
+    """The gradients of one part: their reading, and what tells whether they have been changed since."""
+
+    __slots__ = ("after", "backwards", "clip", "reading", "versions")
+
+    def __init__(self, backwards):
+        self.reading = Reading()
+        self.backwards = backwards
+        self.versions = ()
+        self.clip = None
+        self.after = None  # a second reading, of what clipping left
+
+
+class GradientsProbe:
+    """See the module."""
+
+    name = "gradients"
+
+    def install(self, recorder):
+        """Nothing to patch: the recorder's step hooks call this probe."""
+        self._recorder = recorder
+        self._said = set()
+
+    def before(self, part):
+        """Measure what the optimizer is about to use, or see what has become of what a clip function had measured."""
+        if part.closure_calls is not None:
+            return  # the gradients of such a step do not exist yet
+        measured = part.gradients
+        if measured is None or measured.backwards != self._recorder.backwards:
+            self.measure(part)
+        elif measured.versions != versions(part.entry):
+            self._look_again(part)
+
+    def after(self, part):
+        """Closures: the gradients of the last evaluation. Then leave the values to be put together."""
+        if part.closure_calls is not None:
+            part.set("closure_calls", float(part.closure_calls))
+            self.measure(part)
+        if part.gradients is not None:
+            part.at_end(self._finish)
+
+    def begin(self):
+        """Gradients of a part of which nothing is measured yet."""
+        return Gradients(self._recorder.backwards)
+
+    def measure(self, part):
+        """Read the gradients of the part's optimizer as they are now, in true units."""
+        recorder, entry = self._recorder, part.entry
+        scaling = recorder.by_name["loss_scale"]
+        measured = part.gradients = self.begin()
+        places, tensors = [], []
+        for place, parameter in enumerate(entry.parameters):
+            gradient = parameter.grad
+            if gradient is not None:
+                places.append(place)
+                tensors.append(gradient)
+        part.set("tensors_without_gradient", float(len(entry.parameters) - len(tensors)))
+        if not tensors:
+            return
+        scale = scaling.to_true_units(entry)
+        reading = measured.reading
+        reading.measure(part, places, tensors, scale)
+        began = _now()
+        if recorder.due("layers", entry):
+            reading.detail(part, places, tensors, scale, scaling.flush_threshold(entry))
+            recorder.governor.spent("layers", _now() - began)
+        began = _now()
+        if recorder.session.settings.histograms and recorder.due("histograms", entry):
+            reading.distribute(part, places, tensors, scale)
+            recorder.governor.spent("histograms", _now() - began)
+        measured.versions = versions(entry)
+        if reading.unreadable:
+            self._say(entry, reading.unreadable)
+
+    def _look_again(self, part):
+        """Something has changed the gradients since they were measured: clipping, or unscaling after a clip."""
+        measured, entry = part.gradients, part.entry
+        clip = measured.clip
+        if clip is not None and clip.versions == versions(entry):
+            return  # clipping.py knows the coefficient: nothing needs to be read again
+        pairs = [(place, p.grad) for place, p in enumerate(entry.parameters) if p.grad is not None]
+        if pairs:
+            measured.after = Reading()
+            scale = self._recorder.by_name["loss_scale"].to_true_units(entry)
+            measured.after.measure(part, *zip(*pairs), scale=scale)
+
+    def _finish(self, part):
+        measured, entry = part.gradients, part.entry
+        reading = measured.reading
+        norm = reading.norm()
+        part.set("grad_norm", norm)
+        part.set("grad_nonfinite_count", float(sum(reading.nonfinite.values())))
+        if measured.after is not None:
+            clipped = measured.after.norm()
+            if measured.clip is not None or abs(clipped - norm) > 1e-6 * norm:
+                part.set("grad_norm_clipped", clipped)
+        shares = reading.shares()
+        if shares is not None:
+            part.set("grad_absmax", shares[0])
+            part.set("grad_zero_ratio", shares[1])
+            if shares[2] is not None:
+                part.set("grad_underflow_ratio", shares[2])
+        every = self._recorder.session.settings.every
+        if (reading.rows or entry.steps % self._recorder.governor.norms_interval(every) == 0) and reading.norms:
+            part.add_rows("gradient", *reading.cells(entry))
+        if reading.histograms:
+            part.add_histograms("gradient", reading.buckets(entry))
+
+    def _say(self, entry, unreadable):
+        """Name tensors that cannot be read, once."""
+        for place, reason in unreadable.items():
+            name = entry.names[place] if place < len(entry.names) else str(place)
+            if name not in self._said:
+                self._said.add(name)
+                self._recorder.session.event("notice", self._recorder.iteration, 0.0, "%s is not measured: %s" % (name, reason))
+
+
+def versions(entry):
+    """How often each gradient was changed in place, with its identity: equal only when nothing touched any of them."""
+    return [(id(g), g._version) for g in [p.grad for p in entry.parameters] if g is not None]

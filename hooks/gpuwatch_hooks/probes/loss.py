@@ -1,0 +1,183 @@
+"""The training loss, read where every loop must pass it: at the root of torch.autograd.backward, in the user's own units.
+
+Only scalar roots count. A root that came out of GradScaler.scale, directly or a few nodes back (`scaler.scale(loss) / 4`), is
+divided by the scale. The micro-batches of a step are averaged; where each root is a division by exactly their number, which is
+how accumulation is written, they are added instead: that sum is the loss that the step has minimised. On the CPU a value
+costs 0.2 us; on a device a copy of the scalar is queued, since `.item()` would wait.
+"""
+
+import time
+
+from .. import in_backward
+from .loss_scale import MARK
+
+_now = time.perf_counter_ns
+#: Nodes looked at behind the root.
+_SEARCHED_NODES = 12
+_PASS_THROUGH = (
+    "ToCopyBackward0",
+    "AliasBackward0",
+    "ViewBackward0",
+    "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "UnsqueezeBackward0",
+)
+
+
+class LossProbe:
+    """See the module. A window holds the backward calls since the last optimizer step of any optimizer."""
+
+    name = "loss"
+
+    def install(self, recorder):
+        self._recorder = recorder
+        self._window = []  # (value, divisor, scaler or None): value a float or a 0-d device tensor, None without a scalar root
+        self._previous = []  # the window that the last part has used
+        self._previous_iteration = 0
+        self._divisor = None  # by which this loop divides its losses
+        self._depth = 0
+        import torch
+
+        guard = recorder.session.guard
+        begin, end = guard.wrap(self.name, self._begin), guard.wrap(self.name, self._end)
+        recorder.session.ledger.wrap(torch.autograd, "backward", lambda original: _watched(original, begin, end))
+
+    def scaler(self):
+        """The loss scaler behind the backward calls of the open step, or None."""
+        for _, _, scaler in self._window or self._previous:
+            if scaler is not None:
+                return scaler
+        return None
+
+    def after(self, part):
+        """The loss of the step, from the backward calls behind it."""
+        window = self._window
+        if not window and self._previous_iteration == part.step:
+            window = self._previous  # a second optimizer that steps on the same backward
+        self._previous, self._window, self._previous_iteration = window, [], part.step
+        if not window:
+            return
+        part.set("micro_batches", float(len(window)))
+        roots = [root for root in window if root[0] is not None]
+        if part.closure_calls is not None:
+            roots = roots[:1]  # the later evaluations are at other weights
+        if not roots:
+            return
+        divisors = {divisor for _, divisor, _ in roots}
+        if len(roots) > 1 and divisors == {float(len(roots))}:
+            self._divisor = float(len(roots))
+        # an epoch's last step may have fewer micro-batches than the loop divides by
+        factor = self._divisor if self._divisor is not None and divisors == {self._divisor} else 1.0
+        factor /= len(roots)
+        tensors = [value for value, _, _ in roots if not isinstance(value, float)]
+        if not tensors:
+            part.set("loss", sum([value for value, _, _ in roots]) * factor)
+            return
+        host = [value for value, _, _ in roots if isinstance(value, float)]
+        part.read(tensors, lambda *values: part.set("loss", (sum(host) + sum([v[0] for v in values])) * factor))
+
+    # ---------------------------------------------------------------------------------------------------- wrappers
+    def _begin(self, args, kwargs):
+        began = _now()
+        recorder = self._recorder
+        if in_backward.running() or not recorder.on_training_thread():
+            return False  # a recomputed block's own backward, or somebody else's thread
+        self._depth += 1
+        if self._depth > 1:
+            return True
+        recorder.clock.enter("other", began, between="forward")
+        recorder.backwards += 1
+        roots = args[0] if args else kwargs.get("tensors")
+        self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ())))
+        recorder.by_name["modes"].at_backward()
+        done = _now()
+        recorder.hook_ns += done - began
+        recorder.clock.leave(done)
+        recorder.clock.enter("backward", done)
+        return True
+
+    def _end(self):
+        self._depth -= 1
+        if self._depth == 0:
+            began = _now()
+            self._recorder.clock.leave(began)
+            self._recorder.backward_ended(began)
+
+
+def _loss_of(roots):
+    """(value, divisor, scaler) of the scalar roots of one backward call; several are added."""
+    value, divisor, scaler = None, 1.0, None
+    for root in roots:
+        if not hasattr(root, "numel") or root.numel() != 1 or not root.is_floating_point():
+            continue
+        one, divisor, scaler = _value(root)
+        value = one if value is None else value + one
+    return value, divisor, scaler
+
+
+def _value(root):
+    divisor, scaler = _ancestry(root.grad_fn)
+    scale = scaler._scale if scaler is not None else None
+    detached = root.detach()
+    if detached.device.type == "cpu":
+        value = detached.item()
+        return (value / scale.item() if scale is not None and scale.device.type == "cpu" else value), divisor, scaler
+    value = detached.double().reshape(())  # a copy: the loop may change its loss in place afterwards
+    if value.data_ptr() == root.data_ptr():
+        value = value.clone()
+    return (value / scale if scale is not None else value), divisor, scaler
+
+
+def _ancestry(node):
+    """(divisor, scaler) that the root's graph tells of: constants it was divided by, and the scaler whose `scale` made it."""
+    divisor, scaler, on_path = 1.0, None, True
+    queue, seen = [node], 0
+    while queue and seen < _SEARCHED_NODES:
+        node = queue.pop(0)
+        seen += 1
+        if node is None:
+            continue
+        reference = node.metadata.get(MARK)
+        if reference is not None:
+            scaler = reference() or scaler
+        following = [child for child, _ in node.next_functions if child is not None]
+        if on_path:
+            if reference is None:
+                constant = _constant_divisor(node)
+                if constant is not None:
+                    divisor *= constant
+                elif node.name() not in _PASS_THROUGH:
+                    on_path = False
+            on_path = on_path and len(following) == 1
+        if scaler is not None and not on_path:
+            break
+        queue.extend(following)
+    return divisor, scaler
+
+
+def _constant_divisor(node):
+    """k for a node that is `x / k` or `x * (1 / k)` with a number k; else None."""
+    name = node.name()
+    if name == "DivBackward0":
+        other = node._saved_other
+        return other.item() if other.dim() == 0 and other.device.type == "cpu" and not other.requires_grad else None
+    if name == "MulBackward0":
+        other = node._saved_other
+        if other is not None and other.dim() == 0 and other.device.type == "cpu" and not other.requires_grad:
+            constant = other.item()
+            if 0.0 < constant < 1.0:
+                nearest = round(1.0 / constant)
+                return float(nearest) if abs(constant * nearest - 1.0) < 1e-12 else None
+    return None
+
+
+def _watched(original, begin, end):
+    def backward(*args, **kwargs):
+        began = begin(args, kwargs)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            if began:
+                end()
+
+    return backward

@@ -1,0 +1,25 @@
+"""What torch's caching allocator holds on the device of the optimizer's tensors."""
+
+import sys
+
+
+class MemoryProbe:
+    """Reads the allocator's counters (no call into the driver, no synchronisation); nothing before CUDA is in use."""
+
+    name = "memory"
+
+    def install(self, recorder):
+        """Nothing to patch."""
+
+    def after(self, part):
+        torch = sys.modules["torch"]
+        if not torch.cuda.is_initialized():
+            return
+        device = next((p.device for p in part.entry.parameters if p.device.type == "cuda"), None)
+        index = torch.cuda.current_device() if device is None else device.index
+        # torch.cuda.memory_stats flattens and sorts some 70 entries in Python first; this is what it starts from
+        stats = torch._C._cuda_memoryStats(index)
+        part.set("torch_device_index", float(index))
+        part.set("torch_allocated_bytes", float(stats["allocated_bytes"]["all"]["current"]))
+        part.set("torch_allocated_peak_bytes", float(stats["allocated_bytes"]["all"]["peak"]))
+        part.set("torch_reserved_bytes", float(stats["reserved_bytes"]["all"]["current"]))

@@ -1,0 +1,28 @@
+"""Whether the model was in train() or eval() when backward ran: training in eval mode switches dropout and BatchNorm off."""
+
+
+class ModesProbe:
+    """Looks at the modules that own the optimizer's tensors; the loss probe tells when a backward begins."""
+
+    name = "modes"
+
+    def install(self, recorder):
+        self._recorder = recorder
+
+    def at_backward(self):
+        """Note the mode of every known optimizer's modules."""
+        for entry in self._recorder.roster:
+            entry.training = _mode(entry)
+
+    def after(self, part):
+        mode = part.entry.training
+        if mode is None:
+            mode = _mode(part.entry)
+        part.entry.training = None
+        if mode is not None:
+            part.set("training_mode", 1.0 if mode else 0.0)
+
+
+def _mode(entry):
+    modes = [root.training for root in [reference() for reference in entry.roots] if root is not None]
+    return all(modes) if modes else None

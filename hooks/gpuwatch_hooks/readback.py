@@ -1,0 +1,66 @@
+"""Numbers that a device computed, brought to the host without ever waiting for it.
+
+The values of one optimizer step are gathered into one buffer for each type, copied to pinned memory behind the work that is
+queued already, and looked at one or more steps later, when the copy's event says that it is done. A `.item()` would drain
+the device's queue instead: 74.1 against 65.4 ms a step for the usual logging loop on GPT-2 (measurements.md of the project).
+On the CPU there is nothing to wait for, so this file is not used there.
+"""
+
+
+class Readback:
+    """Device tensors of one step on their way to the host. Use: `add` each, `launch` once, then `ready` until it is true."""
+
+    def __init__(self):
+        self._tensors = []
+        self._copies = []  # (event, pinned buffer, [(index, offset, count)])
+        self._host = None
+        self.launched = False
+
+    def __len__(self):
+        return len(self._tensors)
+
+    def add(self, tensor):
+        """Take `tensor` (any shape, floating or integer, on a device) along; returns its place for `values`."""
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def launch(self):
+        """Queue one copy for each device and type on its current stream. Raises RuntimeError while a graph is captured."""
+        import torch
+
+        groups = {}
+        for place, tensor in enumerate(self._tensors):
+            groups.setdefault((tensor.device, tensor.dtype), []).append(place)
+        for (device, _), places in groups.items():
+            flat = [self._tensors[place].detach().reshape(-1) for place in places]
+            joined = torch.cat(flat) if len(flat) > 1 else flat[0]
+            spans, offset = [], 0
+            for place, part in zip(places, flat):
+                spans.append((place, offset, part.numel()))
+                offset += part.numel()
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    buffer = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=True)
+                    buffer.copy_(joined, non_blocking=True)
+                    event = torch.cuda.Event()
+                    event.record()
+            else:  # a device without pinned memory of its own: torch has no copy there that does not wait
+                buffer, event = joined.cpu(), None
+            self._copies.append((event, buffer, spans))
+        # the caching allocator hands memory out again in stream order, so the sources may go now
+        self._tensors = [None] * len(self._tensors)
+        self.launched = True
+
+    def ready(self):
+        """Whether all copies have arrived; never waits."""
+        return all(event is None or event.query() for event, _, _ in self._copies)
+
+    def values(self, place):
+        """The values of the tensor added as `place`, flat, as a list of Python numbers. Only when `ready`."""
+        if self._host is None:
+            self._host = {}
+            for _, buffer, spans in self._copies:
+                cells = buffer.tolist()
+                for index, offset, count in spans:
+                    self._host[index] = cells[offset : offset + count]
+        return self._host[place]

@@ -1,0 +1,249 @@
+"""One optimizer step in, one record out: torch's own step hooks open and close a part, the probes fill it, the ring takes it.
+
+    step pre-hook  -> entry of the optimizer -> its open part -> probe.before(part)      gradients as the optimizer gets them
+    step post-hook -> probe.after(part) -> number the step -> publish what has arrived from the device
+
+A loss scaler that skips a step calls no hook; its probe then calls `skipped`. Everything here runs on the training thread,
+inside the guard, and makes no system call: perf_counter_ns is read from a page that the kernel shares.
+"""
+
+import collections
+import sys
+import threading
+import time
+
+from . import in_backward
+from .governor import Governor
+from .part import Part
+from .probes import ORDER
+from .probes.phases import PhaseClock
+from .roster import Roster
+
+#: Parts that may wait for a device; a host that runs further ahead loses the oldest, which is counted.
+MAX_WAITING_PARTS = 256
+#: An optimizer that has not stepped for so many iterations is no longer expected in each.
+EXPECTED_WITHIN = 64
+
+_now = time.perf_counter_ns
+
+
+class Recorder:
+    """Owns the probes, the clock, the governor, step numbers and the parts on their way."""
+
+    def __init__(self, session):
+        self.session = session
+        self.roster = Roster(session)
+        self.governor = Governor()
+        self.clock = PhaseClock(_now())
+        self.probes = [make() for make in ORDER]
+        self.by_name = {probe.name: probe for probe in self.probes}
+        self.hook_ns = 0  # taken by the hooks since the last part was closed
+        self.backwards = 0  # outermost backward calls so far
+        self.iteration = 0
+        self.previous_end = None  # perf_counter_ns when the last part was closed
+        self.fetching = False
+        self._in_backward = in_backward.InBackward(self)
+        self._iteration_closed = False
+        self._waiting = collections.deque()
+        self._thread = threading.main_thread().ident
+        self._captured = False
+
+    # ------------------------------------------------------------------------------------------------- installation
+    def install(self):
+        """Put all probes and the step hooks in. A probe that does not fit this torch is left out, not the rest."""
+        from torch.optim import optimizer
+
+        guard, ledger = self.session.guard, self.session.ledger
+        for probe in self.probes:
+            guard.run(probe.name, probe.install, self)
+        ledger.hook(optimizer.register_optimizer_step_pre_hook, guard.wrap("recorder", self._before_step))
+        ledger.hook(optimizer.register_optimizer_step_post_hook, guard.wrap("recorder", self._after_step))
+
+    def remove(self):
+        """Forget what is being measured; the session's ledger takes the hooks out."""
+        for probe in self.probes:
+            if hasattr(probe, "remove"):
+                self.session.guard.run(probe.name, probe.remove)
+        for entry in self.roster:
+            entry.part = None
+        self._waiting.clear()
+
+    def flush(self, patience_seconds=1.0):
+        """At the end of the process: wait (only here) until the device has delivered, then publish."""
+        deadline = time.monotonic() + patience_seconds
+        while self._waiting and time.monotonic() < deadline:
+            self._publish()
+            if self._waiting:
+                time.sleep(0.002)
+
+    def on_training_thread(self):
+        """Whether the caller is the thread that steps optimizers (before the first step: the main thread)."""
+        return threading.get_ident() == self._thread
+
+    # -------------------------------------------------------------------------------------------------------- hooks
+    def _before_step(self, optimizer, args, kwargs):
+        began = _now()
+        if self._capturing() or not self.session.arm():
+            return None
+        if in_backward.running():
+            self._in_backward.before_step(optimizer)
+            self.hook_ns += _now() - began
+            return None
+        self._thread = threading.get_ident()
+        part = self.open_part(optimizer)
+        entry = part.entry
+        if entry.in_step and _step_depth() < 2:  # its last step ended in an exception
+            entry.in_step = 0
+            self.clock.reset(began)
+        entry.in_step += 1
+        if entry.in_step > 1:
+            return None
+        self.clock.enter("other", began)
+        replaced = self._counted_closure(part, args, kwargs)
+        for probe in self.probes:
+            if hasattr(probe, "before"):
+                self.session.guard.run(probe.name, probe.before, part)
+        done = _now()
+        self.hook_ns += done - began
+        self.clock.leave(done)
+        self.clock.enter("optimizer", done)
+        return replaced
+
+    def _after_step(self, optimizer, _args, _kwargs):
+        began = _now()
+        if in_backward.running():
+            return
+        entry = self.roster.find(optimizer)
+        if entry is None or not entry.in_step:
+            return
+        entry.in_step -= 1
+        if entry.in_step:
+            return
+        self.clock.leave(began)
+        self.close_part(entry.part, began)
+
+    def skipped(self, optimizer):
+        """A loss scaler did not call `optimizer.step`: its gradients are recorded all the same."""
+        began = _now()
+        if self._capturing() or not self.session.arm():
+            return
+        part = self.open_part(optimizer)
+        part.set("skipped", 1.0)
+        self.session.guard.run("gradients", self.by_name["gradients"].before, part)
+        self.close_part(part, began)
+
+    # -------------------------------------------------------------------------------------------------------- parts
+    def open_part(self, optimizer):
+        """The part that the next step of `optimizer` will fill."""
+        return self.open_for(self.roster.entry(optimizer))
+
+    def open_for(self, entry):
+        """The open part of an entry."""
+        if entry.part is None:
+            entry.part = Part(entry)
+        return entry.part
+
+    def backward_ended(self, now):
+        """The outermost backward call has ended at perf_counter_ns `now`: optimizers may have stepped inside it."""
+        self._in_backward.finish(now)
+
+    def due(self, family, entry):
+        """Whether the governor wants `family` measured at this step of the entry."""
+        interval = self.governor.interval(family, self.session.settings.every)
+        return interval == 1 or entry.steps % interval == 0
+
+    def close_part(self, part, began):
+        """The optimizer has stepped (or was skipped) at perf_counter_ns `began`: number the step, close and publish it."""
+        entry, guard = part.entry, self.session.guard
+        self.clock.enter("other", began)
+        entry.part = None
+        entry.steps += 1
+        self._number(part)
+        for probe in self.probes:
+            if hasattr(probe, "after"):
+                guard.run(probe.name, probe.after, part)
+        part.ended = _now()
+        guard.run("phases", self.by_name["phases"].close, part)
+        self._account(part, self.hook_ns + part.ended - began)
+        self.previous_end = part.ended
+        part.close()
+        self._waiting.append(part)
+        self._publish()
+        done = _now()
+        self.hook_ns = done - part.ended  # publishing counts to the next part
+        self.clock.leave(done)
+
+    def _account(self, part, hook_ns):
+        """What the hooks themselves have cost since the last part, and whether something is to be thinned."""
+        settings, governor = self.session.settings, self.governor
+        part.set("hook_seconds", hook_ns * 1e-9)
+        if self.previous_end is None:
+            return
+        said = governor.step(part.ended - self.previous_end, hook_ns, settings.overhead_budget, settings.every)
+        part.set("overhead_ratio", governor.overhead_ratio)
+        part.set("thinning_level", float(governor.thinning_level))
+        if said is not None:
+            code = "thinned" if governor.thinned_more else "restored"
+            self.session.event(code, part.step, float(governor.thinning_level), said)
+
+    def _number(self, part):
+        entry = part.entry
+        if self._iteration_closed or entry.iteration == self.iteration:
+            self.iteration += 1
+            self._iteration_closed = False
+        entry.iteration = part.step = self.iteration
+        if self.iteration > 1:
+            expected = [e for e in self.roster if e.alive() and self.iteration - e.iteration < EXPECTED_WITHIN]
+            part.complete = self._iteration_closed = all(e.iteration == self.iteration for e in expected)
+
+    def _publish(self):
+        waiting = self._waiting
+        while waiting and waiting[0].ready():
+            waiting.popleft().write(self.session, self.session.guard)
+        while len(waiting) > MAX_WAITING_PARTS:
+            waiting.popleft()
+            self.session.drop("not_ready")
+
+    # ------------------------------------------------------------------------------------------------------ details
+    def _counted_closure(self, part, args, kwargs):
+        """`step(closure)` computes its gradients inside: count the calls. Returns new (args, kwargs), or None for none."""
+        closure = kwargs.get("closure") if "closure" in kwargs else args[1] if len(args) > 1 else None
+        if not callable(closure):
+            return None
+        part.closure_calls = 0
+        clock = self.clock
+
+        def counted(*closure_args, **closure_kwargs):
+            part.closure_calls += 1
+            clock.enter("forward", _now())
+            try:
+                return closure(*closure_args, **closure_kwargs)
+            finally:
+                clock.leave(_now())
+
+        if "closure" in kwargs:
+            return args, dict(kwargs, closure=counted)
+        return (args[0], counted, *args[2:]), kwargs
+
+    def _capturing(self):
+        """Whether a CUDA graph is being captured: nothing may be read or allocated then, and replays call no hook."""
+        torch = sys.modules["torch"]
+        if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():
+            return False
+        if not self._captured:
+            self._captured = True
+            text = "a CUDA graph is captured: its replays call no hook, so only steps outside it are recorded"
+            self.session.event("graph_capture", self.iteration, 0.0, text)
+        return True
+
+
+def _step_depth():
+    """How many optimizer steps are running on this thread's stack."""
+    depth, frame = 0, sys._getframe(1)
+    for _ in range(200):
+        if frame is None:
+            break
+        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == "torch.optim.optimizer":
+            depth += 1
+        frame = frame.f_back
+    return depth

@@ -1,0 +1,171 @@
+"""Who steps: every optimizer seen, the tensors it owns, and their places in the name tables."""
+
+import weakref
+
+from . import discovery, wire
+
+
+class Entry:
+    """One optimizer. Its tensors have rows first_row ... first_row + rows - 1 of the tensor table `table_version`."""
+
+    def __init__(self, index, optimizer):
+        self.index = index
+        self.optimizer = weakref.ref(optimizer) if optimizer is not None else None  # None: it stands for several
+        self.label = type(optimizer).__name__
+        self.parameters = []  # each once, in the order of the groups; the optimizer owns them, so does the entry
+        self.numels = []
+        self.names = []
+        self.rows = 0
+        self.first_row = 0
+        self.table_version = 0
+        self.steps = 0  # steps taken, skipped ones included
+        self.iteration = 0  # the last iteration it stepped in
+        self.part = None  # the open measurement of its next step
+        self.roots = []  # weak references to the modules whose parameters it owns
+        self.unnamed = 0
+        self.training = None  # whether its modules were in train() at the last backward
+        self.in_step = 0  # depth: a subclass may call super().step(), and then both fire
+        self._ids = None
+
+    def alive(self):
+        """Whether its optimizer still exists."""
+        return self.optimizer is None or self.optimizer() is not None
+
+    def parameters_changed(self, parameters):
+        """Take `parameters` over when they are others than last time (a group was added, a model unfrozen or replaced)."""
+        ids = list(map(id, parameters))
+        if ids == self._ids:
+            return False
+        self._ids = ids
+        self.parameters = list(dict(zip(ids, parameters)).values())  # a tensor listed twice counts once
+        self.numels = [parameter.numel() for parameter in self.parameters]
+        return True
+
+
+class Roster:
+    """All entries of this process, by optimizer; sends the name tables through `session.names`."""
+
+    def __init__(self, session):
+        self._session = session
+        self._entries = {}  # id(optimizer) -> Entry
+        self._order = []
+        self._version = 0
+        self._given = {}  # id(parameter) -> (weak reference, name) told by watch()
+        self._naming_attempts = 0
+
+    def __iter__(self):
+        return iter(self._order)
+
+    def find(self, optimizer):
+        """The entry of `optimizer`, or None when it has not stepped yet."""
+        entry = self._entries.get(id(optimizer))
+        if entry is not None and entry.optimizer() is not optimizer:
+            return None  # the id of one that is gone
+        return entry
+
+    def entry(self, optimizer):
+        """The entry of `optimizer`, made and announced when it is new, and renewed when its tensors have changed."""
+        entry = self.find(optimizer)
+        if entry is None:
+            entry = Entry(len(self._order), optimizer)
+            self._entries[id(optimizer)] = entry
+            self._order.append(entry)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if entry.parameters_changed(parameters):
+            self._naming_attempts = 0
+            self._announce(entry)
+        elif entry.unnamed and self._naming_attempts < 3 and entry.steps in (1, 2, 4):
+            # a model may reach the stack's variables later than its optimizer first steps
+            self._naming_attempts += 1
+            self._announce(entry)
+        return entry
+
+    def add(self, label):
+        """An entry that stands for several optimizers; give it tensors with `adopt`."""
+        entry = Entry(len(self._order), None)
+        entry.label = label
+        self._order.append(entry)
+        return entry
+
+    def adopt(self, entry, parameters):
+        """The tensors of an entry made by `add`."""
+        if entry.parameters_changed(parameters):
+            self._announce(entry)
+
+    def give_names(self, names):
+        """Names told by the user: pairs of (parameter, name). They win over discovered ones."""
+        for parameter, name in names:
+            self._given[id(parameter)] = (weakref.ref(parameter), name)
+        for entry in self._order:
+            if entry.parameters:
+                self._announce(entry)
+
+    def _given_name(self, parameter):
+        reference, name = self._given.get(id(parameter), (None, None))
+        return name if reference is not None and reference() is parameter else None
+
+    def _announce(self, entry):
+        found = discovery.search(entry.parameters)
+        optimizer = entry.optimizer() if entry.optimizer is not None else None
+        variable = found.variable(optimizer)
+        if variable:
+            entry.label = variable
+        entry.roots = found.roots
+        names, unnamed = [], 0
+        for place, parameter in enumerate(entry.parameters):
+            name = self._given_name(parameter) or found.name(parameter)
+            if name is None:
+                unnamed += 1
+                name = discovery.fallback(optimizer, place, parameter)
+            names.append(name)
+        entry.unnamed = unnamed
+        if names == entry.names and entry.table_version == self._version:
+            return
+        entry.names = names
+        self._send()
+
+    def _send(self):
+        """Lay all tensors out anew and send the tables under a new version."""
+        self._version += 1
+        names, numels, taken = [], [], set()
+        several = sum(1 for entry in self._order if entry.parameters) > 1
+        for entry in self._order:
+            entry.first_row, entry.table_version = len(names), self._version
+            room = max(0, wire.MAX_TENSORS - len(names))
+            kept = entry.names
+            entry.rows = min(len(kept), room)
+            folded = len(kept) > room > 0
+            own = kept[: room - 1] if folded else kept[:room]
+            for own_name, numel in zip(own, entry.numels):
+                name = own_name
+                if name in taken and several:
+                    name = "%s/%s" % (entry.label, name)
+                while name in taken:
+                    name += "'"
+                taken.add(name)
+                names.append(name[: wire.MAX_NAME_CHARS])
+                numels.append(numel)
+            if folded:
+                names.append(wire.OTHER_NAME)
+                numels.append(sum(entry.numels[room - 1 :]))
+        self._session.names("tensor", self._version, 0, names, numels)
+        labels, groups = _labels(self._order), []
+        for entry, label in zip(self._order, labels):
+            optimizer = entry.optimizer() if entry.optimizer is not None else None
+            for index, group in enumerate(optimizer.param_groups if optimizer is not None else ()):
+                told = group.get("name")
+                name = told if isinstance(told, str) else "group%d" % index
+                groups.append("%s/%s" % (label, name) if several else name)
+        self._session.names("optimizer", self._version, 0, labels)
+        self._session.names("group", self._version, 0, groups)
+
+
+def _labels(entries):
+    """One label an optimizer: its variable or its class, numbered where two would be the same."""
+    labels = []
+    for entry in entries:
+        label, number = entry.label, 2
+        while label in labels:
+            label, number = "%s.%d" % (entry.label, number), number + 1
+        labels.append(label)
+    return labels
