@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import selectors
-import signal
-import socket
 import time
 from collections.abc import Callable
-from types import FrameType
 
-from gpuwatch import paths
+from gpuwatch import __version__, paths
 from gpuwatch.components import Guard, Worker
-from gpuwatch.config import Config, ConfigError
+from gpuwatch.config import Config, ConfigError, parse_listen
 from gpuwatch.detectors.engine import Engine
+from gpuwatch.detectors.registry import BY_NAME
+from gpuwatch.exporters import http, pages
+from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.intake import listener
 from gpuwatch.intake.intake import Intake
 from gpuwatch.judge import Judge
 from gpuwatch.notify import Notifier
+from gpuwatch.samplers.supervisor import Supervisor
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.signals import Signals
 from gpuwatch.state.store import State
+from gpuwatch.surroundings import StartError, allow_descriptors, prepare_logdir
 
 log = logging.getLogger(__name__)
 
@@ -36,58 +38,62 @@ IDLE_AFTER_SECONDS = 2.0
 TICK_SECONDS = 0.25
 STATUS_SECONDS = 5.0
 JUDGE_SECONDS = 0.1
-
-
-class StartError(Exception):
-    """The daemon cannot start; one sentence says why and what to do."""
+#: Of the time that a shutdown may take: the share for reading the rings dry.
+DRAIN_SHARE = 0.4
 
 
 class Daemon:
     """Everything wired together. `run` returns when a signal has asked for the end and all is flushed.
 
-    `reload` reads the configuration again at SIGHUP; only [hooks] is taken over, for all the rest asks for a restart.
+    `reload` reads the configuration again at SIGHUP: [hooks] is taken over, the rest asks for a restart. Raises StartError.
     """
 
     def __init__(self, config: Config, reload: Callable[[], Config] | None = None) -> None:
+        prepare_logdir(config.daemon.logdir)
+        allow_descriptors()
         self.config = config
+        self._reload = reload
         self.stats = SelfStats()
-        self.state = State(config.daemon.logdir, runs_per_uid=config.limits.runs_per_uid)
         self.notifier = Notifier()
         self.selector = selectors.DefaultSelector()
-        self._reload = reload
-        self._signals: list[int] = []
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._next = {"tick": 0.0, "status": 0.0, "watchdog": 0.0}
 
-        _check_logdir(config.daemon.logdir)
-        _allow_descriptors()
-        try:
-            door = listener.adopt(os.environ) or listener.bind(paths.socket_to_bind(config.daemon.socket))
-        except listener.ListenError as error:
-            raise StartError(str(error)) from None
-        self.intake = Intake(self.state, door, self.selector, self.stats, config.limits, config.hooks)
-        self.socket_path = door.path
+        self.state = State(config.daemon.logdir, runs_per_uid=config.limits.runs_per_uid)
+
         self.judge = Judge(Engine(config.rules), self.state, self.stats)
         self.state.on_step.append(self.judge.hear)
         self.detectors = Worker("detectors", self.judge.turn, self.stats, JUDGE_SECONDS)
-        self.tensorboard = TensorBoardExporter(config, self.state, self.stats) if config.tensorboard.enabled else None
 
+        self.tensorboard = TensorBoardExporter(config, self.state, self.stats) if config.tensorboard.enabled else None
+        self.http = self._listen_http() if config.prometheus.enabled else None
+
+        self.supervisor = Supervisor(self.state.gpus, config.sampling, self.state.lock) if config.sampling.gpus else None
+
+        self.listener = self._listen()
+        self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks)
         self._backlog = False
-        self._intake = Guard("intake", self._take_in, self.stats)
-        self._state = Guard("state", self.state.tick, self.stats)
+
+        self._every_turn = [Guard("intake", self._take_in, self.stats)]
+        if self.supervisor is not None:
+            self._every_turn.append(Guard("nvml", self.supervisor.turn, self.stats))
+        self._keep_state = Guard("state", self.state.tick, self.stats)
+        self._next = {"tick": 0.0, "status": 0.0, "watchdog": 0.0}
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. 0: everything was drained and flushed in time; 1: it was not."""
-        self._catch_signals()
+        signals = Signals(self.selector)
         self.detectors.start()
         if self.tensorboard is not None:
             self.tensorboard.start()
-        log.info("listening at %s, recording to %s", self.socket_path, self.config.daemon.logdir)
-        self.notifier.send(READY=1, STATUS="ready", X_GPUWATCH_SOCKET=str(self.socket_path))
-        while not self._stop_asked():
+        if self.http is not None:
+            self.http.start()
+        self._say_ready()
+        while not signals.stop_asked:
             self._dispatch(self._patience_seconds())
-            self._intake.run()
+            for component in self._every_turn:
+                component.run()
             self._keep_up()
+            if signals.take_reload():
+                self._read_config_again()
         return self._shut_down()
 
     def _dispatch(self, timeout_seconds: float) -> bool:
@@ -112,7 +118,7 @@ class Daemon:
         """What is due by the clock rather than by an event."""
         now = time.monotonic()
         if self._due("tick", TICK_SECONDS, now):
-            self._state.run()
+            self._keep_state.run()
         if self.notifier.watchdog_seconds and self._due("watchdog", self.notifier.watchdog_seconds, now):
             self.notifier.send(WATCHDOG=1)
         if self._due("status", STATUS_SECONDS, now):
@@ -128,17 +134,22 @@ class Daemon:
     def _shut_down(self) -> int:
         """Hear what is still said, read the rings dry, flush everything; all within daemon.shutdown_seconds."""
         self.notifier.send(STOPPING=1, STATUS="flushing")
-        deadline = time.monotonic() + self.config.daemon.shutdown_seconds
-        drained = self._drain(deadline - 0.6 * self.config.daemon.shutdown_seconds)
+        allowed_seconds = self.config.daemon.shutdown_seconds
+        deadline = time.monotonic() + allowed_seconds
+        whole = self._drain(time.monotonic() + DRAIN_SHARE * allowed_seconds)
         self.detectors.stop()
-        judged = self.detectors.join(max(0.1, 0.2 * (deadline - time.monotonic())))
+        whole &= self.detectors.join(max(0.1, 0.2 * allowed_seconds))
         self.intake.close()
         self.state.close()
+        if self.supervisor is not None:
+            self.supervisor.close(min(0.5, 0.1 * allowed_seconds))
         if self.tensorboard is not None:
             self.tensorboard.stop(max(0.1, deadline - time.monotonic()))
+        if self.http is not None:
+            self.http.stop(0.2)
         self.notifier.close()
-        log.info("ended%s", "" if drained and judged else " before everything was flushed: the next daemon goes on from here")
-        return 0 if drained and judged else 1
+        log.info("ended%s", "" if whole else " before everything was flushed: the next daemon goes on from here")
+        return 0 if whole else 1
 
     def _drain(self, deadline: float) -> bool:
         quiet = 0
@@ -146,27 +157,6 @@ class Daemon:
             heard = self._dispatch(0.0)
             quiet = 0 if self.intake.turn() or heard else quiet + 1
         return quiet >= 2
-
-    # ---------------------------------------------------------------------------------------------------------- signals
-
-    def _catch_signals(self) -> None:
-        for end in (self._wake_read, self._wake_write):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        self.selector.register(self._wake_read, selectors.EVENT_READ, lambda _events: self._wake_read.recv(64))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._signalled)
-
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        if number != signal.SIGHUP and any(earlier != signal.SIGHUP for earlier in self._signals):
-            os._exit(1)  # somebody who asks twice does not want to wait; the journals are whole at any instant
-        self._signals.append(number)
-
-    def _stop_asked(self) -> bool:
-        while signal.SIGHUP in self._signals:
-            self._signals.remove(signal.SIGHUP)
-            self._read_config_again()
-        return bool(self._signals)
 
     def _read_config_again(self) -> None:
         try:
@@ -177,19 +167,28 @@ class Daemon:
         self.intake.reconfigure(config.hooks)
         log.info("took over [hooks]; other sections need a restart")
 
+    def _listen_http(self) -> http.HttpServer:
+        metrics = Prometheus(self.config, self.state, self.stats, __version__, list(BY_NAME))
+        routes = pages.routes(self.state, self.stats, __version__, metrics.serve)
+        self.stats.expect("http", stale_after_seconds=10.0)
+        try:
+            return http.HttpServer(
+                self.config, parse_listen(self.config.daemon.listen), routes, lambda: self.stats.beat("http")
+            )
+        except http.ListenError as error:
+            raise StartError(str(error)) from None
 
-def _check_logdir(logdir: str) -> None:
-    try:
-        os.makedirs(logdir, exist_ok=True)
-    except OSError as error:
-        raise StartError(f"cannot record to {logdir}: {error.strerror}; choose another place with --logdir") from None
-    if not os.access(logdir, os.W_OK | os.X_OK):
-        raise StartError(f"cannot record to {logdir}: no permission to write there; choose another place with --logdir")
+    def _listen(self) -> listener.Listener:
+        try:
+            return listener.adopt(os.environ) or listener.bind(paths.socket_to_bind(self.config.daemon.socket))
+        except listener.ListenError as error:
+            if self.http is not None:
+                self.http.stop()
+            raise StartError(str(error)) from None
 
-
-def _allow_descriptors() -> None:
-    """Each rank takes about seven descriptors, and the usual soft limit is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    def _say_ready(self) -> None:
+        metrics = f"{self.http.url}/metrics" if self.http is not None else ""
+        log.info(
+            "listening at %s, recording to %s, metrics at %s", self.listener.path, self.state.logdir, metrics or "no address"
+        )
+        self.notifier.send(READY=1, STATUS="ready", X_GPUWATCH_SOCKET=str(self.listener.path), X_GPUWATCH_METRICS=metrics)
