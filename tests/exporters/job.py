@@ -1,4 +1,4 @@
-"""A training job without training: it gives a State the very records that hooks would write, with values that tests can name."""
+"""A training job without training: it gives a State the records that hooks would write, with values that tests can name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ LAYERS = ("conv1.weight", "conv1.bias", "fc.weight")
 class Job:
     """One process of a run in `state`. `step(n)` records step n; every value of it can be recomputed by the functions below."""
 
-    def __init__(self, state, run="digits", *, rank=0, world_size=1, pid=None, layers=LAYERS, start_ns=None, step_ns=100_000_000):
+    def __init__(
+        self, state, run="digits", *, rank=0, world_size=1, pid=None, layers=LAYERS, start_ns=None, step_ns=100_000_000
+    ):
         self.layers = layers
         self.step_ns = step_ns
         self.start_ns = time.monotonic_ns() if start_ns is None else start_ns
