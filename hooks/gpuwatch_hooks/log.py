@@ -148,7 +148,7 @@ def number(value):
         if value.numel() != 1:
             raise ValueError("a tensor of shape %s is not one number; log_histogram takes it" % (tuple(value.shape),))
         return float(value.detach()) if value.device.type == "cpu" else snapshot.take(value)
-    return float(value)
+    return float(value.item() if hasattr(value, "item") else value)  # float() of an array of one element is an error in numpy
 
 
 def checked_step(session, step):

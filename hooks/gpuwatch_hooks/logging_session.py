@@ -20,6 +20,7 @@ _first_call_seconds = {}  # session -> monotonic time of its first logging call
 def current():
     """The Session to log to, or None where nothing is recorded (over, a DataLoader worker)."""
     session = sessions.current()
+    session.announces_absence = True
     if session.armed and not session.over:
         return session
     if session.over or _is_worker():
