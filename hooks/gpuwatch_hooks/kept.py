@@ -15,7 +15,7 @@ MAX_MEDIA_BYTES = 64 << 20
 
 
 class Message:
-    """A control message: `payload` is its JSON; `data` (bytes or None) goes along in a sealed memfd; `about` names its table."""
+    """A control message: `payload` is its JSON; `data` (bytes or None) goes along in a sealed memfd; `about` is its table."""
 
     __slots__ = ("about", "data", "kind", "n", "payload")
 
