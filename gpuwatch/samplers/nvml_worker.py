@@ -163,7 +163,7 @@ class Device:
         self._list_buffer = create_string_buffer(MAX_ROW_BYTES * 64)
         self._busy_call = driver.function("nvmlDeviceGetProcessUtilization")
         self._busy_since_us = time.time_ns() // 1000 - 1_000_000
-        self._busy_ratios: dict[int, float] = {}
+        self._busy_ratios: dict[int, float] | None = None  # None: not asked yet, or never answered
         self._read(self._getters(catalog.ONCE))
 
     def mig_handles(self) -> list[tuple[int, Any, str]]:
@@ -253,9 +253,9 @@ class Device:
                     found[pid] = (used, kind)
         if with_utilization and self._busy_call is not None:
             self._read_busy(set(found))
-        supported = self._busy_call is not None
+        ratios = self._busy_ratios
         self.report.processes = [
-            (pid, kind, used, self._busy_ratios.get(pid, 0.0) if supported else None) for pid, (used, kind) in found.items()
+            (pid, kind, used, None if ratios is None else ratios.get(pid, 0.0)) for pid, (used, kind) in found.items()
         ]
         known = [used for used, _ in found.values() if used is not None]
         if self._memory_call is not None and len(known) == len(found):
@@ -293,7 +293,7 @@ class Device:
         elif code == pynvml.NVML_ERROR_NOT_FOUND:
             self._busy_ratios = {}  # nobody was busy
         elif self._driver.failed("nvmlDeviceGetProcessUtilization", code):
-            self._busy_call = None
+            self._busy_call = self._busy_ratios = None
 
     def _newest(self, name: str) -> tuple[str, Any]:
         for symbol in (f"{name}_v3", f"{name}_v2"):

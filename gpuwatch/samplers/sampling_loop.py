@@ -57,6 +57,7 @@ class Slot:
         self.known: list[tuple[str, str]] = []  # (label, UUID) of its devices when it last answered
         self.turns = 0
         self.next_turn_ns = 0
+        self.place_ns = 0  # offset of its turns within the period
         self.next_slow_ns = 0
 
 
@@ -89,6 +90,7 @@ class SamplingLoop:
         self._identities = Identities()
         self._identities_sent: dict[int, tuple[Any, ...]] = {}
         self._lines = 0
+        self._news = False  # a GPU went or came back: the next line is due at once
         self._busy_ns = 0
         self._reinits = 0
         self._reinit_seconds = 1.0
@@ -120,8 +122,7 @@ class SamplingLoop:
         count = driver.count()
         self._open_slots(driver, count)
         now = time.monotonic_ns()
-        next_memory = next_fast = now
-        next_line = now + self._dear_ns
+        next_memory = next_fast = next_line = now  # the first line comes as soon as each GPU had its first turn
         last_fast = now - self._fast_ns
         self._next_reinit_ns = now + int(self._reinit_seconds * 1e9)
         while True:
@@ -135,9 +136,11 @@ class SamplingLoop:
                 self._round(phase.FAST, partial(_read_fast, seconds=seconds, now_ns=now))
                 last_fast, next_fast = now, max(next_fast + self._fast_ns, now)
             due = min(self._slots.values(), key=lambda slot: slot.next_turn_ns, default=None)
-            if due is not None and now >= due.next_turn_ns:
-                self._turn(driver, due, now)
-            if now >= next_line:
+            overdue = due if due is not None and now >= due.next_turn_ns else None
+            if overdue is not None:
+                self._turn(driver, overdue, now)
+            # A line waits for the turns that are due, but not for long: GPUs may take longer over theirs than a period has.
+            if now >= next_line + (self._dear_ns if overdue is not None else 0) or self._news:
                 self._write_line(driver)
                 next_line = max(next_line + self._dear_ns, now)
                 if self._reinit_is_due(now):
@@ -171,7 +174,8 @@ class SamplingLoop:
                 self._slots.pop(index, None)
         now = time.monotonic_ns()
         for place, slot in enumerate(self._slots.values()):
-            slot.next_turn_ns = now + place * self._dear_ns // len(self._slots)
+            slot.next_turn_ns = now
+            slot.place_ns = place * self._dear_ns // len(self._slots)
 
     def _open(self, driver: Any, slot: Slot) -> None:
         self._heartbeat.busy(time.monotonic_ns(), slot.index, phase.OPENING)
@@ -180,6 +184,7 @@ class SamplingLoop:
         except DeviceGoneError as gone:
             slot.devices, slot.down = [], str(gone)
         else:
+            self._news |= slot.down != ""
             slot.down, slot.turns, slot.next_slow_ns = "", 0, 0
             slot.known = [(device.label, device.uuid) for device in slot.devices]
 
@@ -195,10 +200,12 @@ class SamplingLoop:
                 read(device)
         except DeviceGoneError as gone:
             slot.devices, slot.down = [], str(gone)
+            self._news = True
 
     def _turn(self, driver: Any, slot: Slot, now: int) -> None:
         """A GPU's dear readings. Energy (2.7 ms) and process utilization (1.7 ms) alternate."""
-        slot.next_turn_ns = max(slot.next_turn_ns + self._dear_ns, now)
+        # Each GPU has its own place within the period; after a late turn (or the first) it goes back there.
+        slot.next_turn_ns = (now - slot.place_ns) // self._dear_ns * self._dear_ns + self._dear_ns + slot.place_ns
         if not slot.devices:
             self._open(driver, slot)
         with_energy = slot.turns % 2 == 0
@@ -250,6 +257,7 @@ class SamplingLoop:
         })  # fmt: skip
         self._busy_ns = 0
         self._reinits = 0
+        self._news = False
         driver.errors = {}
 
     def _write(self, line: dict[str, Any]) -> None:
