@@ -224,6 +224,8 @@ def _check(tree: dict[str, Any], source: str, rules: RuleDefaults | None) -> Con
         for key in table:
             if key not in fields:
                 raise ConfigError(f"{source}: unknown key {section}.{key}{_suggest(key, fields)}")
+            if section == "rules" and not isinstance(table[key], dict):
+                raise ConfigError(f"{source}: a rule is a section: write [rules.{key}]")
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
