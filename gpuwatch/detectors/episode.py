@@ -27,7 +27,7 @@ class Episode:
             return self._go_on(self.finding, step, verdict)
         self._recent.append((step, verdict))
         bad = [(at, seen) for at, seen in self._recent if seen is not None]
-        if verdict is None or len(bad) < self._rule.open_after:
+        if verdict is None or (len(bad) < self._rule.open_after and not verdict.certain):
             return None
         self.finding = self._open(step, verdict, min(seen.first_step or at for at, seen in bad))
         return self.finding

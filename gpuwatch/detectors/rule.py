@@ -31,6 +31,7 @@ class Verdict(msgspec.Struct, frozen=True):
     layer: str = ""
     severity: str = ""  # when it is not the rule's own
     first_step: int = 0  # where it began, when that was before this step
+    certain: bool = False  # so far beyond the threshold that it opens an episode by itself
 
 
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -160,13 +160,13 @@ class JournalWriter:
             frames.encode(ring, 0, ns, kind, body) for ring, ns, kind, body in self._preamble()
         )
         try:
-            whole = os.write(fd, head) == len(head)
+            if os.write(fd, head) != len(head):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  # a short write is one more failure
         except OSError:
             os.close(fd)
+            with contextlib.suppress(OSError):  # a disk that stays full would gather an empty segment at each attempt
+                os.unlink(segment_name(number), dir_fd=self.directory_fd)
             raise
-        if not whole:
-            os.close(fd)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._fd, self.offset = fd, len(head)
         self.written_bytes += len(head)
         self._sizes[number] = len(head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import msgspec
@@ -11,6 +12,8 @@ from gpuwatch.state.frames import Frame
 from gpuwatch.state.journal import segment_name, segment_numbers
 
 _PIECE_BYTES = 1 << 18
+#: A segment that cannot be opened for one of these reasons is none: a planted link, a directory, deleted, not for us.
+_NEVER = {errno.ELOOP, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENXIO}
 
 
 class Position(msgspec.Struct, frozen=True, order=True):
@@ -117,21 +120,23 @@ class JournalReader:
             self.position = Position(later, 0)
 
     def _open_segment(self) -> bool:
+        """Open the first segment, from the position on, that can be opened; False when there is none (yet)."""
         self._close_segment()
-        numbers = [n for n in self._numbers() if n >= self.position.segment]
-        if not numbers:
-            return False
-        number = numbers[0]
-        if number > self.position.segment:
-            self.missed_segments += number - self.position.segment if self.position.segment else 0
-            self.position = Position(number, 0)
-        try:
-            self._fd = os.open(segment_name(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory_fd)
-        except OSError:
-            return False
-        self._segment = number
-        self._buffer = b""
-        return True
+        for number in self._numbers():
+            if number < self.position.segment:
+                continue
+            try:
+                self._fd = os.open(segment_name(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory_fd)
+            except OSError as error:
+                if error.errno in _NEVER:
+                    continue
+                return False  # out of descriptors or memory: it may be ours to read a moment later
+            if number > self.position.segment:
+                self.missed_segments += number - self.position.segment if self.position.segment else 0
+                self.position = Position(number, 0)
+            self._segment, self._buffer = number, b""
+            return True
+        return False
 
     def _frame(self) -> Frame | None:
         """The frame at the position, if it is whole and sound; moves past it."""

@@ -58,6 +58,7 @@ class StepMerger:
                 self._waiting.append(record)
             return []
         if isinstance(record, End):
+            self._waiting = []
             return self.close()
         return []
 

@@ -7,10 +7,10 @@ replace the model. The learning rate is too high, for all or for one group of pa
 
 ## The test
 
-update norm / weight norm of all weights together is above `ratio`, in 3 measured steps running. The ratio is sampled (see
-the overhead budget), so 3 measurements may span more steps. Weights that start near zero make the ratio large without harm,
-so nothing is judged in the first `warmup_steps` steps. The `layer` is the one whose weights change most, where layers are
-measured.
+update norm / weight norm of all weights together is above `ratio`, in 3 measured steps running, or once above
+`critical_ratio`, which is critical. The ratio is sampled (see the overhead budget), so 3 measurements may span more steps.
+Weights that start near zero make the ratio large without harm, so nothing is judged in the first `warmup_steps` steps. The
+`layer` is the one whose weights change most, where layers are measured.
 
 ## What to do
 
@@ -33,6 +33,7 @@ _HEALTHY_RATIO = 1e-3
 
 class Limits(Thresholds, frozen=True):
     ratio: Annotated[Positive, Meta(description="update norm over weight norm")] = 0.1
+    critical_ratio: Annotated[Positive, Meta(description="once above this is enough, and critical")] = 0.5
     warmup_steps: Annotated[Steps, Meta(description="first steps that are not judged")] = 20
 
 
@@ -62,6 +63,8 @@ class UpdateRatioHigh(Rule[Limits]):
             f"One step changes the weights by {ratio:.2g} of their norm at step {sample.number}, {ratio / _HEALTHY_RATIO:.3g}"
             f" times what is usual{where}{sample.cause}."
         )
+        if ratio > self.thresholds.critical_ratio:
+            return Verdict(ratio, self.thresholds.critical_ratio, summary, layer, "critical", certain=True)
         return Verdict(ratio, self.thresholds.ratio, summary, layer)
 
 
