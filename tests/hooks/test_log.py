@@ -182,16 +182,16 @@ def test_normalised_images_and_arrays(daemon):
 
 
 def test_figures_are_drawn_now_and_closed(daemon):
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
-    figure, kept = pyplot.figure(figsize=(2, 1), dpi=50), pyplot.figure(figsize=(2, 1), dpi=50)
+    figure, kept = plt.figure(figsize=(2, 1), dpi=50), plt.figure(figsize=(2, 1), dpi=50)
     log_figure("curve", figure, 3)
     log_figure("kept", kept, 3, close=False)
     _, data = medium(daemon, "curve")
     assert Image.open(io.BytesIO(data)).size == (100, 50)
-    assert not pyplot.fignum_exists(figure.number)
-    assert pyplot.fignum_exists(kept.number)
-    pyplot.close(kept)
+    assert not plt.fignum_exists(figure.number)
+    assert plt.fignum_exists(kept.number)
+    plt.close(kept)
 
 
 def test_text_is_markdown_in_utf8(daemon):

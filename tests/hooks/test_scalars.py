@@ -91,7 +91,7 @@ def test_values_that_are_no_numbers_are_left_to_the_writer(current):
 
     seen = []
     writer = SummaryWriter.__new__(SummaryWriter)
-    writer._get_file_writer = lambda: type("Sink", (), {"add_summary": lambda *args: seen.append(args)})()
+    writer._get_file_writer = type("Sink", (), {"add_summary": lambda *args: seen.append(args)})
     for _ in range(5):
         writer.add_scalar("x", 1.0, "no step")
     assert mirrored(current) == []
@@ -167,7 +167,7 @@ def test_tensorboardx_is_mirrored_too(tmp_path, monkeypatch, make_session):
     (package / "__init__.py").write_text("from .writer import SummaryWriter")
     (package / "writer.py").write_text(
         "class SummaryWriter:\n"
-        "    def add_scalar(self, tag, scalar_value, global_step=None, walltime=None, display_name='', summary_description=''):\n"
+        "    def add_scalar(self, tag, scalar_value, global_step=None, walltime=None, display_name=''):\n"
         "        return 'theirs'\n"
         "    def add_scalars(self, main_tag, tag_scalar_dict, global_step=None, walltime=None):\n"
         "        return 'theirs too'\n"
