@@ -1,6 +1,6 @@
 """Parts of the daemon that may fail alone: each says whether it works, and is tried again with back-off.
 
-What only computes for a bounded time runs on the main thread under a Guard. What may wait for a disk or a peer runs as a
+What takes a bounded time runs on the main thread under a Guard. What may wait for a disk or a peer runs as a
 Worker, in a thread of its own: when it hangs, its heartbeat stops, and it is reported down while the rest goes on.
 """
 
@@ -20,32 +20,40 @@ LAST_RETRY_SECONDS = 30.0
 
 
 class Guard:
-    """Runs one component's turns. `turn` may raise anything; it costs nobody else anything."""
+    """Runs one component's turns, each `period_seconds`. `turn` may raise anything; it costs nobody else anything."""
 
-    def __init__(self, name: str, turn: Callable[[], object], stats: SelfStats, stale_after_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        turn: Callable[[], object],
+        stats: SelfStats,
+        period_seconds: float = 0.0,
+        stale_after_seconds: float = 0.0,
+    ) -> None:
         self.name = name
         self._turn = turn
         self._stats = stats
+        self._period_seconds = period_seconds
         self._retry_seconds = FIRST_RETRY_SECONDS
-        self._retry_at = 0.0
+        self._next_at = 0.0
         stats.expect(name, stale_after_seconds)
 
-    def run(self) -> bool:
-        """One turn, unless the last one failed a moment ago. True when it went well."""
+    def run(self) -> None:
+        """A turn, if one is due; after a failure the next one is due later and later."""
         began = time.monotonic()
-        if began < self._retry_at:
-            return False
+        if began < self._next_at:
+            return
         try:
             self._turn()
         except Exception as error:
-            self._retry_at = time.monotonic() + self._retry_seconds
             log.exception("%s failed; next try in %.0f s", self.name, self._retry_seconds)
-            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
             self._stats.fail(self.name, f"{type(error).__name__}: {error}")
-            return False
-        self._retry_seconds = FIRST_RETRY_SECONDS
-        self._stats.beat(self.name, time.monotonic() - began)
-        return True
+            self._next_at = time.monotonic() + self._retry_seconds
+            self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
+        else:
+            self._stats.beat(self.name, time.monotonic() - began)
+            self._next_at = began + self._period_seconds
+            self._retry_seconds = FIRST_RETRY_SECONDS
 
 
 class Worker:
@@ -54,7 +62,7 @@ class Worker:
     def __init__(
         self, name: str, turn: Callable[[], object], stats: SelfStats, period_seconds: float, stale_after_seconds: float = 15.0
     ) -> None:
-        self._guard = Guard(name, turn, stats, stale_after_seconds)
+        self._guard = Guard(name, turn, stats, stale_after_seconds=stale_after_seconds)
         self._period_seconds = period_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"gpuwatch-{name}", daemon=True)
@@ -62,12 +70,9 @@ class Worker:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ask for the last turn; `join` waits for it."""
+    def stop(self, timeout_seconds: float) -> bool:
+        """Have the last turn and wait for its end. False when the thread hangs; it dies with the process."""
         self._stop.set()
-
-    def join(self, timeout_seconds: float) -> bool:
-        """Wait until the thread has ended. False when it hangs; it dies with the process."""
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
         return not self._thread.is_alive()

@@ -6,6 +6,7 @@ for a driver (NVML, in a process) does so elsewhere, so that nobody's trouble be
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import selectors
@@ -24,6 +25,7 @@ from gpuwatch.intake import listener
 from gpuwatch.intake.intake import Intake
 from gpuwatch.judge import Judge
 from gpuwatch.notify import Notifier
+from gpuwatch.samplers.host import HostSampler
 from gpuwatch.samplers.supervisor import Supervisor
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.signals import Signals
@@ -37,6 +39,7 @@ IDLE_POLL_SECONDS = 0.1
 IDLE_AFTER_SECONDS = 2.0
 TICK_SECONDS = 0.25
 STATUS_SECONDS = 5.0
+NVML_SECONDS = 0.05
 JUDGE_SECONDS = 0.1
 #: Of the time that a shutdown may take: the share for reading the rings dry.
 DRAIN_SHARE = 0.4
@@ -67,16 +70,24 @@ class Daemon:
         self.http = self._listen_http() if config.prometheus.enabled else None
 
         self.supervisor = Supervisor(self.state.gpus, config.sampling, self.state.lock) if config.sampling.gpus else None
+        self.host = HostSampler()
 
         self.listener = self._listen()
         self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks)
         self._backlog = False
 
-        self._every_turn = [Guard("intake", self._take_in, self.stats)]
+        self._turns = [
+            Guard("intake", self._take_in, self.stats),
+            Guard("state", self.state.tick, self.stats, TICK_SECONDS),
+        ]
+        if self.notifier.heard:
+            self._turns.append(
+                Guard("systemd", self._tell_systemd, self.stats, self.notifier.watchdog_seconds or STATUS_SECONDS)
+            )
         if self.supervisor is not None:
-            self._every_turn.append(Guard("nvml", self.supervisor.turn, self.stats))
-        self._keep_state = Guard("state", self.state.tick, self.stats)
-        self._next = {"tick": 0.0, "status": 0.0, "watchdog": 0.0}
+            self._turns.append(Guard("nvml", self.supervisor.turn, self.stats, NVML_SECONDS))
+        if config.sampling.host:
+            self._turns.append(Guard("host", self._sample_host, self.stats, config.sampling.host_seconds))
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. 0: everything was drained and flushed in time; 1: it was not."""
@@ -89,9 +100,8 @@ class Daemon:
         self._say_ready()
         while not signals.stop_asked:
             self._dispatch(self._patience_seconds())
-            for component in self._every_turn:
+            for component in self._turns:
                 component.run()
-            self._keep_up()
             if signals.take_reload():
                 self._read_config_again()
         return self._shut_down()
@@ -109,44 +119,40 @@ class Daemon:
     def _patience_seconds(self) -> float:
         if self._backlog:
             return 0.0
-        poll_seconds = self.config.daemon.poll_seconds
-        if self.intake.idle_seconds(time.monotonic_ns()) > IDLE_AFTER_SECONDS:
-            return max(poll_seconds, IDLE_POLL_SECONDS)
-        return poll_seconds
+        idle = self.intake.idle_seconds(time.monotonic_ns()) > IDLE_AFTER_SECONDS
+        return max(self.config.daemon.poll_seconds, IDLE_POLL_SECONDS if idle else 0.0)
 
-    def _keep_up(self) -> None:
-        """What is due by the clock rather than by an event."""
-        now = time.monotonic()
-        if self._due("tick", TICK_SECONDS, now):
-            self._keep_state.run()
-        if self.notifier.watchdog_seconds and self._due("watchdog", self.notifier.watchdog_seconds, now):
-            self.notifier.send(WATCHDOG=1)
-        if self._due("status", STATUS_SECONDS, now):
-            down = sorted(name for name, state in self.stats.components().items() if not state.up)
-            self.notifier.send(STATUS=f"{len(self.intake.sessions)} processes" + (f"; down: {', '.join(down)}" if down else ""))
+    def _sample_host(self) -> None:
+        with self.state.lock:
+            pids = [run.identity.pid for run in self.state.runs.values() if run.status == "live" and run.identity.pid]
+        sample = self.host.sample(pids)
+        with self.state.lock:
+            self.state.host = sample
 
-    def _due(self, what: str, period_seconds: float, now: float) -> bool:
-        if now < self._next[what]:
-            return False
-        self._next[what] = now + period_seconds
-        return True
+    def _tell_systemd(self) -> None:
+        down = sorted(name for name, state in self.stats.components().items() if not state.up)
+        status = f"{len(self.intake.sessions)} training processes" + (f"; down: {', '.join(down)}" if down else "")
+        self.notifier.send(WATCHDOG=1, STATUS=status)
 
     def _shut_down(self) -> int:
         """Hear what is still said, read the rings dry, flush everything; all within daemon.shutdown_seconds."""
         self.notifier.send(STOPPING=1, STATUS="flushing")
         allowed_seconds = self.config.daemon.shutdown_seconds
-        deadline = time.monotonic() + allowed_seconds
         whole = self._drain(time.monotonic() + DRAIN_SHARE * allowed_seconds)
-        self.detectors.stop()
-        whole &= self.detectors.join(max(0.1, 0.2 * allowed_seconds))
-        self.intake.close()
-        self.state.close()
+        whole &= self.detectors.stop(0.2 * allowed_seconds)
+        ends: list[Callable[[], object]] = [self.intake.close, self.state.close]
         if self.supervisor is not None:
-            self.supervisor.close(min(0.5, 0.1 * allowed_seconds))
+            ends.append(functools.partial(self.supervisor.close, 0.1 * allowed_seconds))
         if self.tensorboard is not None:
-            self.tensorboard.stop(max(0.1, deadline - time.monotonic()))
+            ends.append(functools.partial(self.tensorboard.stop, 0.3 * allowed_seconds))
         if self.http is not None:
-            self.http.stop(0.2)
+            ends.append(functools.partial(self.http.stop, 0.2))
+        for end in ends:
+            try:
+                end()
+            except Exception:
+                log.exception("a part did not end well")
+                whole = False
         self.notifier.close()
         log.info("ended%s", "" if whole else " before everything was flushed: the next daemon goes on from here")
         return 0 if whole else 1
@@ -155,7 +161,8 @@ class Daemon:
         quiet = 0
         while quiet < 2 and time.monotonic() < deadline:
             heard = self._dispatch(0.0)
-            quiet = 0 if self.intake.turn() or heard else quiet + 1
+            self._turns[0].run()
+            quiet = 0 if self._backlog or heard else quiet + 1
         return quiet >= 2
 
     def _read_config_again(self) -> None:

@@ -28,6 +28,11 @@ class Notifier:
         #: Pulse at least this often (half of what systemd allows); 0 when nobody watches.
         self.watchdog_seconds = limit / 2e6 if pid == os.getpid() else 0.0
 
+    @property
+    def heard(self) -> bool:
+        """Somebody asked to be told."""
+        return self._socket is not None
+
     def send(self, **variables: str | int) -> bool:
         """NAME=value lines, for example send(READY=1, STATUS="2 runs"). False when nobody took it."""
         if self._socket is None:
