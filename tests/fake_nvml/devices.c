@@ -264,8 +264,8 @@ EXPORT int nvmlDeviceGetPciInfo_v3(nvmlDevice_t handle, pci_t *out)
         snprintf(out->id, sizeof out->id, "%s", id);
         snprintf(out->legacy_id, sizeof out->legacy_id, "%.12s", id + 4);
         sscanf(id, "%x:%x:%x", &out->domain, &out->bus, &out->device);
-        out->device_id = 0x233010de;
-        out->subsystem_id = 0x16c110de;
+        out->device_id = 590352606; /* the recorded H100's */
+        out->subsystem_id = 381751518;
     }
     return result;
 }

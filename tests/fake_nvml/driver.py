@@ -1,8 +1,8 @@
 """Builds the fake libnvidia-ml.so.1 and writes the scenario that it plays; README.md says what a scenario can hold.
 
-    fake = FakeDriver(tmp_path, gpus=[h100(0), h100(1)])
-    subprocess.Popen([...], env={**os.environ, **fake.environment})
-    fake.gpus[1].faults.append("hang nvmlDeviceGetPowerUsage"); fake.write()      # a running process sees it within 1 ms
+fake = FakeDriver(tmp_path, gpus=[h100(0), h100(1)])
+subprocess.Popen([...], env={**os.environ, **fake.environment})
+fake.gpus[1].faults.append("hang nvmlDeviceGetPowerUsage"); fake.write()      # a running process sees it within 1 ms
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class FakeDriver:
         }
 
     def write(self):
-        """Puts the scenario in force: replaces the file in one step, so that nobody reads half of it."""
+        """Puts the scenario in force: replaces the file in one step, and waits until the library has had to look."""
         lines = [
             f"epoch {self.epoch:.6f}",
             f"generation {self.generation}",
@@ -93,6 +93,7 @@ class FakeDriver:
         fresh = self.scenario.with_suffix(".new")
         fresh.write_text("\n".join(lines) + "\n")
         fresh.replace(self.scenario)
+        time.sleep(0.003)
 
     def reload(self):
         """The driver is unloaded and loaded again: every call says Uninitialized until the next nvmlInit."""
@@ -116,7 +117,7 @@ def h100(index=0):
             device.get(name, *numbers)
     for name in ("Name", "VbiosVersion", "BoardPartNumber", "InforomImageVersion", "Serial"):
         device.lines.append(f"text nvmlDeviceGet{name} {recorded['nvmlDeviceGet' + name]['value']}")
-    device.lines.append(f"text nvmlDeviceGetPciInfo_v3 00000000:{index + 6:02X}:00.0")
+    device.lines.append(f"text nvmlDeviceGetPciInfo_v3 00000000:00:{index + 6:02X}.0")
     memory, bar1 = H100_STATIC["memory_v2"], recorded["nvmlDeviceGetBAR1MemoryInfo"]["value"]
     device.get("memory", memory["total"], memory["reserved"], memory["used"])
     device.get("nvmlDeviceGetBAR1MemoryInfo", bar1["bar1Total"], bar1["bar1Used"])
@@ -202,7 +203,9 @@ def build(hide=()):
     """The folder with libnvidia-ml.so.1, compiled once for each set of symbols that a driver of that age lacks."""
     sources = sorted(HERE.glob("*.[ch]"))
     text = "".join(path.read_text() for path in sources)
-    own = set(re.findall(r"\bnvml[A-Z]\w+", text)) | {f"{name}_v{n}" for name in re.findall(r"LISTS\((\w+)", text) for n in (2, 3)}
+    own = set(re.findall(r"\bnvml[A-Z]\w+", text)) | {
+        f"{name}_v{n}" for name in re.findall(r"LISTS\((\w+)", text) for n in (2, 3)
+    }
     known = set(re.findall(r'_nvmlGetFunctionPointer\("(\w+)"', Path(pynvml.__file__).read_text()))
     digest = hashlib.sha256(repr((text, sorted(known), hide)).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"gpuwatch-fake-nvml-{os.getuid()}-{digest}"

@@ -155,9 +155,12 @@ EXPORT int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t handle, nvm
     int result = begin(handle, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle", &scenario, &device);
     if (result != OK)
         return result;
-    *out = handle_of(handle_gpu(handle), -1);
+    if (device->parent)
+        *out = handle_of(handle_gpu(handle), -1);
+    else
+        result = INVALID_ARGUMENT;
     scenario_unlock();
-    return OK;
+    return result;
 }
 
 EXPORT const char *nvmlErrorString(int result)
