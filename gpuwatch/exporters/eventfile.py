@@ -22,7 +22,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SourceMetadata
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 FRAME_BYTES = _LENGTH.size + 2 * _CRC.size
-_NAME = re.compile(r"events\.out\.tfevents\.(\d{10})(?:\.(\d{6}))?.*", re.ASCII)
+_OURS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(\d{6})\.gpuwatch", re.ASCII)
+_OTHERS = re.compile(r"events\.out\.tfevents\.(\d{10})\..*", re.ASCII)
 _CRC_MASK_DELTA = 0xA282EAD8
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -100,11 +101,15 @@ def read(directory_fd: int, name: str, offset_bytes: int = 0) -> Iterator[Event]
 
 def names(directory_fd: int) -> list[str]:
     """The event files in a directory that this exporter wrote, oldest first."""
-    return sorted(name for name in os.listdir(directory_fd) if _NAME.fullmatch(name) and name.endswith(".gpuwatch"))
+    return sorted(name for name in os.listdir(directory_fd) if _OURS.fullmatch(name))
 
 
 def next_name(names: Iterable[str], wall_seconds: int) -> str:
     """A name that sorts behind every event file among `names`; it carries the time, but no host name and no pid."""
-    latest = max(((int(match[1]), int(match[2] or 0)) for match in map(_NAME.fullmatch, names) if match), default=(0, 0))
-    seconds, number = max((wall_seconds, 0), (latest[0], latest[1] + 1))
+    seconds, number = wall_seconds, 0
+    for name in names:
+        if ours := _OURS.fullmatch(name):
+            seconds, number = max((seconds, number), (int(ours[1]), int(ours[2]) + 1))
+        elif other := _OTHERS.fullmatch(name):
+            seconds, number = max((seconds, number), (int(other[1]) + 1, 0))
     return f"events.out.tfevents.{seconds:010d}.{number:06d}.gpuwatch"

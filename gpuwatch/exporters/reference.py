@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from gpuwatch.exporters.catalogue import METRICS, PREFIX, Metric
 
@@ -28,7 +29,7 @@ _LIMITS = (
     'summed as `pid="other"`; `limits.tags_per_run` tags, the rest is folded into `_other`; layers only with '
     "`prometheus.layer_top_k`. Eight GPUs with 40 processes and a run of 8 ranks stay under 1,500 series and 150 kB."
 )
-_SECTIONS = {
+_SECTIONS: dict[str, Callable[[str], bool]] = {
     "The daemon": lambda name: not name.startswith(("gpu_", "host_", "train_")),
     "GPUs": lambda name: name.startswith("gpu_") and not name.startswith("gpu_process_"),
     "Processes on GPUs": lambda name: name.startswith("gpu_process_"),

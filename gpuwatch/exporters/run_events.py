@@ -182,7 +182,11 @@ class RunEvents:
         facts = self._facts | self.written.rates
         if self._hello is not None:
             facts |= {"world_size": self._hello.world_size, "torch": self._hello.torch}
-        return {name: fact for name, fact in facts.items() if not isinstance(fact, float) or math.isfinite(fact)}
+        return {
+            name: fact
+            for name, fact in facts.items()
+            if not name.startswith("outbox_dropped") and (not isinstance(fact, float) or math.isfinite(fact))
+        }
 
     def _rates(self, step: Step) -> dict[str, float]:
         rates: dict[str, float] = {}

@@ -81,8 +81,18 @@ def _add_counters(samples: Samples, run: Run, rank: tuple[str, str]) -> None:
     samples.add("train_skipped_steps_total", rank, counters.skipped_steps)
     samples.add("train_hook_overhead_seconds_total", rank, counters.hook_seconds)
     samples.add("train_records_total", rank, counters.records)
-    for reason, count in {_COMMON_DROP_REASON: 0, **counters.dropped}.items():
+    for reason, count in {_COMMON_DROP_REASON: 0, **counters.dropped, **_dropped_by_hooks(run)}.items():
         samples.add("train_records_dropped_total", (*rank, reason), count)
+
+
+def _dropped_by_hooks(run: Run) -> dict[str, float]:
+    """What the hooks' own queue for logged data had to drop: they tell it as facts."""
+    prefix = "outbox_dropped_"
+    return {
+        name.removeprefix(prefix): count
+        for name, count in run.facts.items()
+        if name.startswith(prefix) and isinstance(count, int | float)
+    }
 
 
 def _add_memory(samples: Samples, run: Run, rank: tuple[str, str], gpus: Sequence[str]) -> None:

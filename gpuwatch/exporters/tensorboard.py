@@ -106,6 +106,7 @@ class TensorBoardExporter:
         """Bring every run up to date."""
         for seen in [*self._look(), *self._leftovers]:
             followed = self._followed.setdefault(seen.directory, _Followed(seen.pid))
+            followed.done = followed.done and seen.status != "live"  # a run taken for a leftover may come back
             if followed.done or (followed.export is None and not self._open(seen, followed, now_ns)):
                 continue
             try:

@@ -16,7 +16,10 @@ LAYERS = ("conv1.weight", "conv1.bias", "fc.weight")
 
 
 class Job:
-    """One process of a run in `state`. `step(n)` records step n; every value of it can be recomputed by the functions below."""
+    """One process of a run in `state`. `step(n)` records step n; every value of it can be recomputed by the functions below.
+
+    Of a run that a daemon before had, only what its journal does not hold yet is recorded again, as intake does it.
+    """
 
     def __init__(
         self, state, run="digits", *, rank=0, world_size=1, pid=None, layers=LAYERS, start_ns=None, step_ns=100_000_000
@@ -41,6 +44,7 @@ class Job:
             program="train.py",
         )
         self.run = state.open_run(hello, identity)
+        self.durable = (self.run.resume_sequence, self.run.acknowledged)
         self.control(hello)
         self.control(Names("tensor", 1, 0, tuple(layers), tuple(64 for _ in layers)))
         self.control(Names("group", 1, 0, ("all",)))
@@ -49,11 +53,13 @@ class Job:
 
     def control(self, record):
         self.n += 1
-        assert self.state.control(self.run, self.n, record)
+        if self.n > self.durable[1]:
+            assert self.state.control(self.run, self.n, record)
 
     def ring(self, kind, payload, monotonic_ns):
         self.sequence += 1
-        self.state.ring(self.run, [(self.sequence, monotonic_ns, kind, payload)])
+        if self.sequence > self.durable[0]:
+            self.state.ring(self.run, [(self.sequence, monotonic_ns, kind, payload)])
 
     def at(self, step):
         return self.start_ns + step * self.step_ns
