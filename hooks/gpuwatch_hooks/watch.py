@@ -108,7 +108,9 @@ def _prefer_optimizer(recorder, optimizer):
         return
     from torch import optim
 
-    plain = optimizer if isinstance(optimizer, optim.Optimizer) else getattr(optimizer, "optimizer", optimizer)
+    plain = optimizer
+    while hasattr(plain, "optimizer"):  # the frameworks' wrappers never step themselves, also those that are an Optimizer
+        plain = plain.optimizer
     if not isinstance(plain, optim.Optimizer):
         raise TypeError("a torch.optim.Optimizer is needed, not %s" % type(optimizer).__name__)
     recorder.roster.entry(plain)  # the first one known has number 0, and the lowest number's loss stands for the run
