@@ -13,7 +13,7 @@ import selectors
 import time
 from collections.abc import Callable
 
-from gpuwatch import __version__, paths
+from gpuwatch import __version__, announcement, paths
 from gpuwatch.components import Guard, Worker
 from gpuwatch.config import Config, ConfigError, parse_listen
 from gpuwatch.detectors.engine import Engine
@@ -41,8 +41,7 @@ TICK_SECONDS = 0.25
 STATUS_SECONDS = 5.0
 NVML_SECONDS = 0.05
 JUDGE_SECONDS = 0.1
-#: Of the time that a shutdown may take: the share for reading the rings dry.
-DRAIN_SHARE = 0.4
+DRAIN_SHARE = 0.3  # of the time that a shutdown may take: for reading the rings dry
 
 
 class Daemon:
@@ -137,6 +136,7 @@ class Daemon:
     def _shut_down(self) -> int:
         """Hear what is still said, read the rings dry, flush everything; all within daemon.shutdown_seconds."""
         self.notifier.send(STOPPING=1, STATUS="flushing")
+        announcement.remove(self.listener.path)
         allowed_seconds = self.config.daemon.shutdown_seconds
         whole = self._drain(time.monotonic() + DRAIN_SHARE * allowed_seconds)
         whole &= self.detectors.stop(0.2 * allowed_seconds)
@@ -198,4 +198,5 @@ class Daemon:
         log.info(
             "listening at %s, recording to %s, metrics at %s", self.listener.path, self.state.logdir, metrics or "no address"
         )
+        announcement.write(self.listener.path, self.state.logdir, metrics)
         self.notifier.send(READY=1, STATUS="ready", X_GPUWATCH_SOCKET=str(self.listener.path), X_GPUWATCH_METRICS=metrics)
