@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuwatch import paths
-from gpuwatch.cli.injection import injected_environment
+from gpuwatch.cli.injection import ask, injected_environment
 from gpuwatch.cli.private_daemon import DEFAULT_PORT, port_is_free
 
 if TYPE_CHECKING:
@@ -33,14 +33,11 @@ class Result(NamedTuple):
 
 
 def hooks(logdir: Path) -> Result:  # noqa: ARG001  # every check has the same signature
-    """The whole way into a child interpreter: sitecustomize found, the hooks loaded, torch not imported."""
-    ask = "import sys; print('gpuwatch_hooks' in sys.modules, 'torch' in sys.modules)"
-    environ = injected_environment(os.environ)
-    answer = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True, timeout=30, check=False)
-    if answer.stdout.split() == ["True", "False"]:
+    """The whole way into a child interpreter, up to where the hooks wait for torch."""
+    facts = ask(sys.executable, injected_environment(os.environ))
+    if facts is not None and facts["hooked"]:
         return Result("hooks", "ok", "reach a Python that `gpuwatch run` starts")
-    said = (answer.stderr.strip().splitlines() or ["they were not loaded"])[-1]
-    return Result("hooks", "fail", f"do not reach a Python that `gpuwatch run` starts: {said}", "Install gpuwatchd again.")
+    return Result("hooks", "fail", "do not reach a Python that `gpuwatch run` starts", "Install gpuwatchd again.")
 
 
 def torch(logdir: Path) -> Result:  # noqa: ARG001

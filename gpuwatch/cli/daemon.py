@@ -1,4 +1,4 @@
-"""`gpuwatch daemon`: the sidecar in the foreground, for a terminal, for systemd, or for `gpuwatch run`."""
+"""`gpuwatch daemon`: the sidecar, in the foreground."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from pathlib import Path
 
 import click
 
-from gpuwatch import config as configuration
+from gpuwatch import config, logs
 from gpuwatch.config import Config, ConfigError
+from gpuwatch.detectors import registry
 
 
 @click.command(short_help="Run the sidecar in the foreground.")
-@click.option("--config", "file", type=click.Path(path_type=Path), metavar="F", help="Read settings from this TOML file.")
-@click.option("--logdir", metavar="D", help="Record runs below this folder.  [default: runs]")
-@click.option("--listen", metavar="ADDR:PORT", help="Serve metrics here.  [default: 127.0.0.1:9877]")
-@click.option("--socket", metavar="P", help="Listen for training processes at this path.")
-def command(file: Path | None, logdir: str | None, listen: str | None, socket: str | None) -> None:
-    r"""Take in what training processes record, sample the GPUs and the host, judge, and export.
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Read this gpuwatch.toml.")
+@click.option("--logdir", type=click.Path(), metavar="D", help="Record runs below this folder [default: runs].")
+@click.option("--listen", metavar="ADDR:PORT", help="Serve metrics here [default: 127.0.0.1:9877]; port 0 takes a free one.")
+@click.option("--socket", type=click.Path(), metavar="P", help="Hear training processes at this socket.")
+def command(config_file: Path | None, logdir: str | None, listen: str | None, socket: str | None) -> None:
+    r"""Hear the training processes of this node, record, judge and export; until SIGTERM or Ctrl-C.
 
-    It stays in the foreground and logs to standard error. SIGTERM or Ctrl-C drains and flushes, then ends it; SIGHUP reads
-    [hooks] of the configuration again.
+    Settings come from ./gpuwatch.toml or ~/.config/gpuwatch/gpuwatch.toml (or --config), then from GPUWATCH_SECTION_KEY in
+    the environment, then from these options. SIGHUP reads [hooks] again. The log goes to standard error.
 
     \b
     Example:
       gpuwatch daemon --logdir /data/runs --listen 127.0.0.1:9877
     """
-    from gpuwatch.daemon import Daemon
-    from gpuwatch.detectors.registry import DEFAULTS
-    from gpuwatch.logs import set_up
-    from gpuwatch.surroundings import StartError
-
     flags = {"daemon.logdir": logdir, "daemon.listen": listen, "daemon.socket": socket}
 
     def load() -> Config:
-        return configuration.load(file, flags=flags, rules=DEFAULTS)
+        return config.load(config_file, flags=flags, rules=registry.DEFAULTS)
 
     try:
         settings = load()
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
-    set_up(settings.daemon.log_format, settings.daemon.log_level)
+    logs.set_up(settings.daemon.log_format, settings.daemon.log_level)
+
+    from gpuwatch.daemon import Daemon
+    from gpuwatch.surroundings import StartError
+
     try:
-        daemon = Daemon(settings, load)
+        daemon = Daemon(settings, reload=load)
     except StartError as error:
         raise click.ClickException(str(error)) from None
     raise SystemExit(daemon.run())

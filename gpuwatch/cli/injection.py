@@ -19,7 +19,7 @@ _OLDEST_PYTHON = (3, 9)
 _ASK = """
 import importlib.util, json, sys
 print(json.dumps({"version": list(sys.version_info[:2]), "torch": importlib.util.find_spec("torch") is not None,
-                  "hooked": "gpuwatch_hooks" in sys.modules}))
+                  "hooked": any(type(finder).__name__ == "_WaitForTorch" for finder in sys.meta_path)}))
 """
 
 
@@ -55,7 +55,7 @@ def why_unseen(command: Sequence[str], environ: Mapping[str, str]) -> str:
     for flag in "IES":
         if flag in options:
             return f"with -{flag} Python ignores PYTHONPATH or sitecustomize, by which the hooks get in"
-    facts = _ask(interpreter, environ)
+    facts = ask(interpreter, environ)
     if facts is None:
         return f"{interpreter} could not be asked what it has"
     version = tuple(facts["version"])
@@ -72,8 +72,8 @@ def _what_is_missing(interpreter: str, facts: dict[str, Any]) -> str:
     return "it ended before the first optimizer step of torch"
 
 
-def _ask(interpreter: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the interpreter says of itself in the job's environment, or None."""
+def ask(interpreter: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the interpreter says of itself in that environment, {"version", "torch", "hooked"}; None when it cannot."""
     try:
         answer = subprocess.run(
             [interpreter, "-c", _ASK],

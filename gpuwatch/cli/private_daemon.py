@@ -34,7 +34,7 @@ class PrivateDaemon:
     """Started by `start`, which returns once it listens. `socket_path` is for the job's environment."""
 
     def __init__(self, logdir: Path, key: str, environ: Mapping[str, str]) -> None:
-        folder = paths.socket_to_bind(environ={k: v for k, v in environ.items() if k != "GPUWATCH_SOCKET"}).parent
+        folder = paths.user_socket(environ).parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.logdir = logdir
         self.socket_path = folder / f"run-{key}.sock"
@@ -88,9 +88,12 @@ class PrivateDaemon:
             process.kill()
             process.wait()
             return "the daemon was killed before it had flushed: the last steps may be missing"
-        if self.log.exists() and self.log.stat().st_size == 0:
-            self.log.unlink()
+        self._tidy()
         return ""
+
+    def _tidy(self) -> None:
+        for left in (self.socket_path, self.socket_path.with_name(self.socket_path.name + ".lock")):
+            left.unlink(missing_ok=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", "gpuwatch", "daemon", "--logdir", str(self.logdir)]

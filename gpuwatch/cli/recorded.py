@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import click
 
-from gpuwatch import config
+from gpuwatch import announcement, config, paths
 from gpuwatch.state import summary
 from gpuwatch.state.directories import SUMMARY_NAME
 from gpuwatch.state.summary import RunSummary
@@ -41,9 +41,12 @@ class Recorded(NamedTuple):
 
 
 def log_directory(given: Path | None) -> Path:
-    """Where to look: --logdir, else as the daemon would be told by gpuwatch.toml and the environment."""
+    """Where to look: --logdir, else where a daemon of this user records now, else where one would."""
     if given is not None:
         return given
+    announced = announcement.read(paths.socket_to_call())
+    if announced is not None and Path(f"/proc/{announced.pid}").exists():
+        return Path(announced.logdir)
     try:
         return Path(config.load().daemon.logdir)
     except config.ConfigError as error:

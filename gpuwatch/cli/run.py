@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import click
 
-from gpuwatch import paths
+from gpuwatch import announcement, paths
 from gpuwatch.cli import recorded
 from gpuwatch.cli.injection import injected_environment, program_name, why_unseen
 from gpuwatch.cli.job import CannotStartError, Job, end_like
@@ -89,7 +89,8 @@ def _daemon_for(options: Options, token: str) -> tuple[Path, PrivateDaemon | Non
     environ = user_environment()
     shared = paths.socket_to_call(environ=environ)
     if options.logdir is None and paths.answers(shared):
-        return recorded.log_directory(None), None, shared
+        announced = announcement.read(shared)
+        return Path(announced.logdir) if announced else recorded.log_directory(None), None, shared
     logdir = recorded.log_directory(options.logdir)
     try:
         logdir.mkdir(parents=True, exist_ok=True)
