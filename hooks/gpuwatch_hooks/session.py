@@ -28,7 +28,7 @@ class Session:
         self.settings, self._complaints = settings.from_environment()
         self.run = self.settings.run or identity.run_name()
         self.token = self.settings.token or identity.job_token()
-        self.attempt_id = uuid.uuid4().hex
+        self.attempt_id = None
         self.device = "cpu"  # the recorder says otherwise before it arms
         self.ledger = patching.Ledger()
         self.guard = Guard(self._on_fault, self._on_probe_off)
@@ -66,10 +66,9 @@ class Session:
 
     def arm(self):
         """Begin to record: make the ring, start the control thread. True when recording; cheap when it already is."""
-        if self.armed:
-            return True
-        if self.over:
-            return False
+        if self.armed or self.over:
+            return not self.over
+        self.attempt_id = uuid.uuid4().hex  # not before: a process that forks its ranks has one session for all of them
         try:
             self.ring = ring.RingWriter(self.settings.ring_slots)
             self.control = control.Control(self)
@@ -77,6 +76,8 @@ class Session:
             self.control.start()
         except Exception as error:
             self.over = True
+            if self.control is not None:
+                self.control.abandon()
             if self.ring is not None:
                 self.ring.close()
             self.ledger.remove()
@@ -92,6 +93,7 @@ class Session:
         """At interpreter exit, for a process that logged but never took a step: hand over what waits in the outbox."""
         if self.armed or self.over or self.outbox.is_idle():
             return
+        self.attempt_id = uuid.uuid4().hex
         self.ring = ring.RingWriter(MIN_SLOTS)
         self.control = control.Control(self)
         self.armed = True
@@ -164,8 +166,8 @@ class Session:
 
     @property
     def step(self):
-        """Number of the last optimizer step that was recorded; 0 before the first."""
-        return self._last_step()
+        """Number of the last optimizer step; 0 before the first."""
+        return self.recorder.iteration if self.recorder is not None else 0
 
     # ------------------------------------------------------------------------------------------------------ settings
     def adjust(self, changes, explicit):

@@ -1,5 +1,6 @@
 """The other end of the control socket, for the tests of the hooks: a small real daemon in a thread, from the protocol alone."""
 
+import contextlib
 import json
 import os
 import select
@@ -89,11 +90,11 @@ class DaemonPeer:
             kept = self.journal.setdefault(message["attempt_id"], [])
             attempts[source] = kept
             if self.welcome.get("t") != "silence":
-                acked = max((m["n"] for m in kept), default=0)
+                acked = kept[-1]["n"] if kept else 0
                 source.send(json.dumps({"t": "welcome", "run": message["run"], "acked": acked, **self.welcome}).encode())
             return
         kept = attempts[source]
-        if "n" in message and message["n"] <= max((m["n"] for m in kept), default=0):
+        if "n" in message and kept and message["n"] <= kept[-1]["n"]:
             for fd in fds:
                 os.close(fd)
             return
@@ -103,7 +104,8 @@ class DaemonPeer:
         self.messages.append(message)
         if "n" in message and self.acknowledge:
             kept.append(message)
-            source.send(json.dumps({"t": "ack", "n": message["n"]}).encode())
+            with contextlib.suppress(OSError):  # the job may have ended meanwhile
+                source.send(json.dumps({"t": "ack", "n": message["n"]}).encode())
 
 
 def fd_seals(fd):
