@@ -139,7 +139,7 @@ class TensorBoardExporter:
     def _open(self, seen: _Seen, followed: _Followed, now_ns: int) -> bool:
         if now_ns < followed.retry_at_ns:
             return False
-        followed.error = ""
+        followed.error, followed.left_out = "", 0
         try:
             directory_fd = leftovers.open_run(self._state.logdir, seen.directory)
         except OSError as error:
