@@ -51,13 +51,16 @@ class Recorder:
     # ------------------------------------------------------------------------------------------------- installation
     def install(self):
         """Put all probes and the step hooks in. A probe that does not fit this torch is left out, not the rest."""
+        import torch
         from torch.optim import optimizer
 
         guard, ledger = self.session.guard, self.session.ledger
         for probe in self.probes:
             guard.run(probe.name, probe.install, self)
-        ledger.hook(optimizer.register_optimizer_step_pre_hook, guard.wrap("recorder", self._before_step))
-        ledger.hook(optimizer.register_optimizer_step_post_hook, guard.wrap("recorder", self._after_step))
+        # no_grad: gradients that have a graph themselves (create_graph=True) must not have ours added to it
+        before, after = torch.no_grad()(self._before_step), torch.no_grad()(self._after_step)
+        ledger.hook(optimizer.register_optimizer_step_pre_hook, guard.wrap("recorder", before))
+        ledger.hook(optimizer.register_optimizer_step_post_hook, guard.wrap("recorder", after))
 
     def remove(self):
         """Forget what is being measured; the session's ledger takes the hooks out."""

@@ -23,6 +23,7 @@ class Entry:
         self.part = None  # the open measurement of its next step
         self.roots = []  # weak references to the modules whose parameters it owns
         self.unnamed = 0
+        self.uniform = True  # all gradients are ordinary tensors on one device
         self.training = None  # whether its modules were in train() at the last backward
         self.in_step = 0  # depth: a subclass may call super().step(), and then both fire
         self._ids = None
@@ -37,6 +38,7 @@ class Entry:
         if ids == self._ids:
             return False
         self._ids = ids
+        self.uniform = True
         self.parameters = list(dict(zip(ids, parameters)).values())  # a tensor listed twice counts once
         self.numels = [parameter.numel() for parameter in self.parameters]
         return True

@@ -9,6 +9,7 @@ read again, exactly (`exact.py`): `isfinite().all()` on everything would cost 11
 import math
 
 from .. import wire
+from . import small
 from .exact import SAFE_LARGEST, SAFE_SMALLEST, exact_norm, exact_row
 
 #: Entries a piece has: 256 KiB of float32 stay in the second-level cache while several statistics read them, and a float32
@@ -26,40 +27,34 @@ def norms(tensors):
     """(L2 norm of the finite entries of each tensor, {index: number of non-finite entries}); floats and ints."""
     import torch
 
-    narrow, wide, counts = [], [], []
-    for tensor in tensors:
-        if tensor.dtype is torch.float64:
-            wide.append(tensor)
-            counts.append(-1)
-        elif tensor.numel() <= PIECE_ELEMENTS:
-            narrow.append(tensor)
-            counts.append(1)
-        else:
-            parts = pieces(tensor)
-            narrow.extend(parts)
-            counts.append(len(parts))
     # dtype: the norm of a half precision tensor would otherwise be rounded to half precision, or overflow it
-    found = torch.stack(torch._foreach_norm(narrow, 2, dtype=torch.float32)).tolist() if narrow else []
-    found_wide = iter(torch.stack(torch._foreach_norm(wide, 2)).tolist() if wide else ())
-    result, nonfinite, at = [], {}, 0
-    for index, count in enumerate(counts):
-        if count < 0:
-            norm = next(found_wide)
-            safe = 1e-140 < norm < 1e150
-        elif count == 1:
-            norm = found[at]
-            safe = SAFE_SMALLEST < norm < SAFE_LARGEST
-            at += 1
-        else:
-            norm = math.sqrt(sum([part * part for part in found[at : at + count]]))
-            safe = SAFE_SMALLEST < norm < SAFE_LARGEST
-            at += count
-        if not safe:
-            norm, bad = exact_norm(tensors[index])
-            if bad:
-                nonfinite[index] = bad
-        result.append(norm)
-    return result, nonfinite
+    single, large = torch.float32, []
+    if torch.float64 in {tensor.dtype for tensor in tensors}:
+        found = [_wide_norm(tensor) for tensor in tensors]
+    else:
+        sizes = list(map(torch.Tensor.numel, tensors))
+        large = [index for index, size in enumerate(sizes) if size > PIECE_ELEMENTS]
+        whole = tensors if not large else [t for t, size in zip(tensors, sizes) if size <= PIECE_ELEMENTS]
+        found = list(map(torch.Tensor.item, torch._foreach_norm(whole, 2, dtype=single))) if whole else []
+    for index in large:
+        parts = torch._foreach_norm(list(pieces(tensors[index])), 2, dtype=single)
+        found.insert(index, math.hypot(*map(torch.Tensor.item, parts)))
+    total, nonfinite = sum(found), {}
+    if not (total < SAFE_LARGEST and min(found, default=1.0) > SAFE_SMALLEST):  # also when one is NaN
+        for index, norm in enumerate(found):
+            if not SAFE_SMALLEST < norm < SAFE_LARGEST:
+                found[index], bad = exact_norm(tensors[index])
+                if bad:
+                    nonfinite[index] = bad
+    return found, nonfinite
+
+
+def _wide_norm(tensor):
+    """A float64 norm; NaN where its squares might not fit, so that it is read again."""
+    import torch
+
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return norm if 1e-140 < norm < 1e150 else math.nan
 
 
 def table(tensors, scale=None, threshold=None):
@@ -69,7 +64,11 @@ def table(tensors, scale=None, threshold=None):
     """
     scale = None if scale is None else float(scale)
     threshold = None if threshold is None else float(threshold)
-    return [_row(tensor, scale, threshold) for tensor in tensors]
+    rows = [None] * len(tensors)
+    for batch in small.batches(tensors):
+        for index, row in zip(batch, small.table([tensors[index] for index in batch], scale, threshold)):
+            rows[index] = row
+    return [row or _row(tensor, scale, threshold) for row, tensor in zip(rows, tensors)]
 
 
 def _row(tensor, scale, threshold):
@@ -113,29 +112,45 @@ def histograms(tensors, scale=None):
     """
     import torch
 
-    result = torch.zeros(len(tensors), wire.HISTOGRAM_BUCKETS, dtype=torch.int64)
     scale = None if scale is None else float(scale)
+    result = torch.zeros(len(tensors), wire.HISTOGRAM_BUCKETS, dtype=torch.int64)
+    done = set()
+    for batch in small.batches(tensors):
+        done.update(batch)
+        result[batch] = _buckets(small.exponents([tensors[index] for index in batch], scale), 127)
+    for index, tensor in enumerate(tensors):
+        if index not in done and tensor.numel():
+            result[index] = _buckets(*_exponents(tensor, scale))[0]
+    return result.to(torch.int32)
+
+
+def _exponents(tensor, scale):
+    """(int64[1, codes]: how many entries have each exponent code, the bias of the code)."""
+    import torch
+
     # type to read the bits as, distance of the exponent from bit 0, its bias
     layouts = {
         torch.float32: (torch.int32, 23, 127),
         torch.bfloat16: (torch.int16, 7, 127),
         torch.float64: (torch.int64, 52, 1023),
     }
-    for row, tensor in zip(result, tensors):
-        if not tensor.numel():
-            continue
-        half = tensor.dtype not in layouts  # float16 reaches down to 2**-24 in its last bits: only as float32 has it all
-        bits, shift, bias = layouts[torch.float32 if half or scale is not None else tensor.dtype]
-        codes = torch.zeros(2 * bias + 2, dtype=torch.int64)
-        for part in pieces(tensor):
-            piece = part.float() if half or scale is not None else part
-            if scale is not None:
-                piece = piece * scale
-            exponents = (piece.contiguous().view(bits) >> shift) & (2 * bias + 1)
-            codes += torch.bincount(exponents, minlength=2 * bias + 2)
-        first = bias + wire.HISTOGRAM_FIRST_EXPONENT
-        last = first + wire.HISTOGRAM_BUCKETS - 1
-        row.copy_(codes[first : last + 1])
-        row[0] += codes[:first].sum()
-        row[-1] += codes[last + 1 : 2 * bias + 1].sum()  # the highest code means Inf or NaN
-    return result.to(torch.int32)
+    half = tensor.dtype not in layouts  # float16 reaches down to 2**-24 in its last bits: only as float32 has it all
+    as_float = half or (scale is not None and tensor.dtype is not torch.float64)
+    bits, shift, bias = layouts[torch.float32 if as_float else tensor.dtype]
+    codes = torch.zeros(2 * bias + 2, dtype=torch.int64)
+    for part in pieces(tensor):
+        piece = part.float() if as_float else part
+        if scale is not None:
+            piece = piece * scale
+        codes += torch.bincount((piece.contiguous().view(bits) >> shift) & (2 * bias + 1), minlength=2 * bias + 2)
+    return codes.unsqueeze(0), bias
+
+
+def _buckets(codes, bias):
+    """int64[n, 64] from int64[n, 2 * bias + 2] counts of exponent codes; the highest code means Inf or NaN."""
+    first = bias + wire.HISTOGRAM_FIRST_EXPONENT
+    last = first + wire.HISTOGRAM_BUCKETS - 1
+    buckets = codes[:, first : last + 1].clone()
+    buckets[:, 0] += codes[:, :first].sum(1)
+    buckets[:, -1] += codes[:, last + 1 : 2 * bias + 1].sum(1)
+    return buckets

@@ -81,6 +81,7 @@ class ClippingProbe:
             fresh = part.gradients is not None and part.gradients.backwards == self._recorder.backwards
             if not fresh:  # a second clip of the same gradients: the first saw them whole
                 self._recorder.by_name["gradients"].measure(part)
+                part.gradients.versions = versions(entry)
             parts.append((part, len(ids)))
         return parts
 

@@ -20,7 +20,7 @@ class Gradients:
     def __init__(self, backwards):
         self.reading = Reading()
         self.backwards = backwards
-        self.versions = ()
+        self.versions = None  # when a clip function had them measured: as they were then
         self.clip = None
         self.after = None  # a second reading, of what clipping left
 
@@ -42,7 +42,7 @@ class GradientsProbe:
         measured = part.gradients
         if measured is None or measured.backwards != self._recorder.backwards:
             self.measure(part)
-        elif measured.versions != versions(part.entry):
+        elif measured.versions is not None and measured.versions != versions(part.entry):
             self._look_again(part)
 
     def after(self, part):
@@ -82,7 +82,6 @@ class GradientsProbe:
         if recorder.session.settings.histograms and recorder.due("histograms", entry):
             reading.distribute(part, places, tensors, scale)
             recorder.governor.spent("histograms", _now() - began)
-        measured.versions = versions(entry)
         if reading.unreadable:
             self._say(entry, reading.unreadable)
 
