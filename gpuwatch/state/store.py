@@ -91,7 +91,8 @@ class State:
     def control(self, run: Run, n: int, record: frames.Control) -> bool:
         """A control message with its counter `n`. False when it was not taken, and so must not count as received.
 
-        It may be acknowledged once `run.acknowledged` has reached n: at once, or when the disk has room again.
+        It may be acknowledged once `run.acknowledged` has reached n: at once, or when the disk has room again. Raises
+        DecodeError for a record that no journal can keep.
         """
         with self.lock:
             now_ns = self._monotonic_ns()
@@ -164,7 +165,8 @@ class State:
             for run in self.runs.values():
                 if run.journal is not None:
                     run.journal.flush(self._monotonic_ns())
-                self.save(run)
+                if run.changed or run.status == "live":  # run.json of what ended long ago keeps the time of its end
+                    self.save(run)
                 self._release(run)
 
     def _open_new(self, hello: Hello, identity: Identity) -> Run:
