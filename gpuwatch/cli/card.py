@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
 
     from gpuwatch.cli.recorded import Recorded
     from gpuwatch.state.findings import Finding
+    from gpuwatch.state.summary import RunSummary
 
 _FILLS = {"data": "░", "forward": "▒", "backward": "▓", "optimizer": "█", "other": "·"}
 _SEVERITY_COLOURS = {"critical": "red", "warning": "yellow", "info": "cyan"}
 _ORDER = {"critical": 0, "warning": 1, "info": 2}
+_CLOSED_SHOWN = 8
+_WIDTH = 120
 
 
 def lines(ranks: list[Recorded]) -> Iterator[str]:
@@ -39,7 +44,7 @@ def lines(ranks: list[Recorded]) -> Iterator[str]:
         yield f"  {dim(label.ljust(11))}{text}"
     for rank in ranks[1:]:
         yield f"  {dim(f'rank {rank.summary.rank}'.ljust(11))}{_one_line(rank)}"
-    yield from _findings([finding for rank in ranks for finding in rank.summary.findings])
+    yield from _findings(ranks)
 
 
 def _head(rank: Recorded) -> Iterator[str]:
@@ -54,11 +59,17 @@ def _head(rank: Recorded) -> Iterator[str]:
         f"Python {hello.python}" if hello.python else "",
         f"torch {hello.torch}" if hello.torch else "",
         hello.device,
-        str(known.facts.get("framework") or hello.framework),
-        str(known.facts.get("precision", "")),
+        framework if (framework := str(known.facts.get("framework") or hello.framework)) != "torch" else "",
+        _precision(known),
         f"{known.parameters:,} parameters in {known.tensors} tensors" if known.tensors else "",
     ]
     yield "  " + dim(", ".join(part for part in about if part))
+
+
+def _precision(known: RunSummary) -> str:
+    told = str(known.facts.get("precision", ""))
+    index = int(summary.number(known.values.get("autocast_dtype", 0.0)))
+    return told or (f"autocast to {wire.AUTOCAST_DTYPES[index]}" if 0 < index < len(wire.AUTOCAST_DTYPES) else "")
 
 
 def _rate(rank: Recorded) -> str:
@@ -156,27 +167,37 @@ def _one_line(rank: Recorded) -> str:
     return f"{paint(rank.status, STATUS_COLOURS[rank.status])}  step {known.step:,}{_rate(rank)}{loss}"
 
 
-def _findings(findings: list[Finding]) -> Iterator[str]:
+def _findings(ranks: list[Recorded]) -> Iterator[str]:
+    findings = [finding for rank in ranks for finding in rank.summary.findings]
     active = sorted((f for f in findings if f.state == "active"), key=lambda f: (_ORDER.get(f.severity, 3), f.step))
-    closed = [f for f in findings if f.state != "active"]
+    closed = [f for f in findings if f.state != "active"][-_CLOSED_SHOWN:]
+    label = "  " + dim("findings".ljust(11))
     if not findings:
-        yield "  " + dim("findings".ljust(11)) + paint("none", "green")
+        yield label + paint("none", "green")
         return
-    yield "  " + dim("findings".ljust(11)) + f"{len(active)} active, {len(closed)} closed"
-    for finding in active:
+    over = all(rank.status != "live" for rank in ranks)
+    yield label + (str(len(findings)) if over else f"{len(active)} active, {len(findings) - len(active)} closed")
+    for finding in [*active, *closed] if over else active:
         yield from finding_lines(finding)
-    for finding in closed[-5:]:
+    for finding in [] if over else closed:
         steps = f"steps {finding.first_step:,} to {finding.last_step:,}"
         yield "    " + dim(f"closed    {finding.rule}, {steps}: {finding.summary}")
 
 
 def finding_lines(finding: Finding) -> Iterator[str]:
-    """A finding in two lines: what is wrong since when, and what to do."""
-    severity = paint(finding.severity.ljust(8), _SEVERITY_COLOURS.get(finding.severity, ""), bold=True)
+    """A finding as a paragraph: what is wrong since when, and what to do."""
+    severity = finding.severity.ljust(8)
     layer = f" in {finding.layer}" if finding.layer else ""
-    yield f"    {severity}  {finding.rule}{layer}, since step {finding.first_step:,}: {finding.summary}"
-    if finding.action:
-        yield f"    {'':8}  {dim(finding.action)}"
+    told = f"{severity}  {finding.rule}{layer}, from step {finding.first_step:,}: {finding.summary}"
+    first, *others = _wrapped(told)
+    yield first.replace(severity, paint(severity, _SEVERITY_COLOURS.get(finding.severity, ""), bold=True), 1)
+    yield from others
+    yield from map(dim, _wrapped(" " * 10 + finding.action) if finding.action else [])
+
+
+def _wrapped(text: str) -> list[str]:
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    return textwrap.wrap(text, max(40, width), initial_indent=" " * 4, subsequent_indent=" " * 14, drop_whitespace=True)
 
 
 def _times(count: int, what: str) -> str:

@@ -101,8 +101,10 @@ def _not_found(name: str, names: list[str], beginning: list[str], logdir: Path) 
         return f"{name!r} may be {', '.join(beginning[:8])}{', ...' if len(beginning) > 8 else ''}; say which"
     if not names:
         return f"no run is recorded in {logdir}"
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"no run {name!r} in {logdir}; " + (f"did you mean {close[0]!r}?" if close else "gpuwatch runs lists them")
+    # Names usually end in a time that nobody types: beginnings of the same length are compared too.
+    known = {**{full[: len(name)]: full for full in names}, **{full: full for full in names}}
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"no run {name!r} in {logdir}; " + (f"did you mean {known[close[0]]!r}?" if close else "gpuwatch runs lists them")
 
 
 def _in_folder(folder: Path, pattern: str) -> list[Recorded]:

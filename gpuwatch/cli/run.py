@@ -8,7 +8,7 @@ import secrets
 import shlex
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -19,6 +19,9 @@ from gpuwatch.cli.job import CannotStartError, Job, end_like
 from gpuwatch.cli.private_daemon import DaemonFailedError, PrivateDaemon, user_environment
 from gpuwatch.cli.recorded import Recorded
 from gpuwatch.state.directories import reduce_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: A shared daemon writes run.json about once a second; the last step is in it by then.
 _SETTLE_SECONDS = 3.0
@@ -58,8 +61,11 @@ def command(name: str | None, logdir: Path | None, every: int | None, quiet: boo
     end_like(supervise(Options(command_line, named, logdir, every, quiet)))
 
 
-def supervise(options: Options) -> int:
-    """Run the command to its end; its exit code, or minus the signal that killed it. Raises click errors before it starts."""
+def supervise(options: Options, opened: Callable[[str], object] | None = None) -> int:
+    """Run the command to its end; its exit code, or minus the signal that killed it. Raises click errors before it starts.
+
+    `opened` is called with the URL of the private daemon's page once it can be read.
+    """
     token = secrets.token_hex(8)
     logdir, daemon, socket_path = _daemon_for(options, token)
     try:
@@ -68,6 +74,8 @@ def supervise(options: Options) -> int:
             settings["hooks_every"] = str(options.every)
         environ = injected_environment(user_environment(), **settings)
         _announce(options, logdir, daemon)
+        if opened is not None and daemon is not None and daemon.metrics_url:
+            opened(daemon.metrics_url.removesuffix("metrics"))
         try:
             job = Job(options.command, environ)
         except CannotStartError as error:
