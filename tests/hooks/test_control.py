@@ -175,7 +175,7 @@ def test_end_delivers_and_says_goodbye(make_daemon, make_session):
         session.scalar("loss", step, 0.5)
     session.end("exit")
     assert len(daemon.scalars()) == 3000
-    assert daemon.messages[-1] == {"t": "bye"}
+    wait_for(lambda: daemon.messages[-1] == {"t": "bye"}, what="bye")
     reader = RingReader(daemon.ring_fds[0])
     assert wire.END_HEAD.unpack(reader.since(0)[0][-1][2]) == (0, wire.END_REASONS.index("exit"))
     reader.close()

@@ -275,7 +275,7 @@ def test_the_end_says_why_and_leaves_exit_code_and_stderr_alone(make_daemon, end
     _, kind, payload, _ = reader.since(0)[0][-1]
     assert kind == wire.KIND_END
     assert wire.END_HEAD.unpack(payload) == (7, wire.END_REASONS.index(reason))
-    assert daemon.messages[-1] == {"t": "bye"}
+    wait_for(lambda: daemon.messages[-1:] == [{"t": "bye"}], what="bye")
     reader.close()
     assert len(_records(daemon)) == 8
 
