@@ -58,7 +58,8 @@ class JournalWriter:
         self.written_bytes = 0
         self.paused = False  # the last write failed
         self.segment = max(segment_numbers(directory_fd), default=0)
-        self.offset = 0
+        # The end of what an earlier daemon wrote: a checkpoint that is made before the first write of ours says where that is.
+        self.offset = self._size(self.segment) if self.segment else 0
         self.passed: dict[str, int] = {}  # reader -> the segment it is in: older ones it no longer needs
         self._preamble = preamble
         self._segment_bytes = segment_bytes
