@@ -195,8 +195,6 @@ class Daemon:
 
     def _say_ready(self) -> None:
         metrics = f"{self.http.url}/metrics" if self.http is not None else ""
-        log.info(
-            "listening at %s, recording to %s, metrics at %s", self.listener.path, self.state.logdir, metrics or "no address"
-        )
+        log.info("listening at %s, recording to %s, metrics at %s", self.listener.path, self.state.logdir, metrics or "none")
         announcement.write(self.listener.path, self.state.logdir, metrics)
         self.notifier.send(READY=1, STATUS="ready", X_GPUWATCH_SOCKET=str(self.listener.path), X_GPUWATCH_METRICS=metrics)

@@ -177,7 +177,7 @@ def _findings(ranks: list[Recorded]) -> Iterator[str]:
         return
     over = all(rank.status != "live" for rank in ranks)
     yield label + (str(len(findings)) if over else f"{len(active)} active, {len(findings) - len(active)} closed")
-    for finding in [*active, *closed] if over else active:
+    for finding in sorted(active + closed, key=lambda f: f.step) if over else active:
         yield from finding_lines(finding)
     for finding in [] if over else closed:
         steps = f"steps {finding.first_step:,} to {finding.last_step:,}"

@@ -30,14 +30,18 @@ def dim(text: str) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int = 40) -> str:
-    """The last values as blocks from their smallest to their largest; non-finite ones as `!`, missing ones as a blank.
+    """The values as blocks from their smallest to their largest; non-finite ones as `!`, missing ones as a blank.
 
-    More values than `width` are averaged in equal stretches.
+    More values than `width` are averaged in equal stretches. Positive values that span more than two decades are drawn by
+    their logarithm: else one loss of 1,000 hides what happened at 1.
     """
     if len(values) > width:
         edges = [len(values) * i // width for i in range(width + 1)]
         values = [_mean(values[a:b]) for a, b in itertools.pairwise(edges)]
     finite = [v for v in values if v is not None and math.isfinite(v)]
+    if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
+        values = [math.log10(v) if v is not None and math.isfinite(v) else v for v in values]
+        finite = [math.log10(v) for v in finite]
     low, span = (min(finite), max(finite) - min(finite)) if finite else (0.0, 0.0)
 
     def block(value: float | None) -> str:
