@@ -24,5 +24,5 @@ for _ in range(STEPS):
     norm = sum(p.grad.double().square().sum().item() for p in model.parameters()) ** 0.5
     optimizer.step()
 
-mean = sum(backward_losses) / MICRO
+mean = sum(backward_losses) * divisor / MICRO  # what the step has minimised, however the loop writes it
 print(f"final loss={mean!r} steps={STEPS} micro_batches={MICRO} grad_norm={norm!r}")

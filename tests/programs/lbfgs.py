@@ -28,5 +28,5 @@ for _ in range(STEPS):
     closure_losses, calls = [], 0
     optimizer.step(closure)
 
-mean = sum(closure_losses) / len(closure_losses)
-print(f"final loss={mean!r} last_loss={closure_losses[-1]!r} steps={STEPS} closure_calls={calls}")
+# the loss of the weights that the step began with, as LBFGS.step returns it: later evaluations are at trial weights
+print(f"final loss={closure_losses[0]!r} last_loss={closure_losses[-1]!r} steps={STEPS} closure_calls={calls}")

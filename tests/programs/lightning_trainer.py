@@ -52,7 +52,7 @@ def main():
     trainer.fit(model, data, data)
     mean = sum(model.losses[-2:]) / 2
     print(
-        f"final loss={mean / 2!r} micro_loss={mean!r} steps={trainer.global_step} "
+        f"final loss={mean!r} micro_loss={mean!r} steps={trainer.global_step} "
         f"val_mse={trainer.callback_metrics['val_mse'].item()!r} epochs=2"
     )
 
