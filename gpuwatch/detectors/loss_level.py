@@ -1,7 +1,12 @@
-"""How far the loss of a step lies above its recent level: what the loss rules share."""
+"""How far the loss of a step lies above its recent level: what the loss rules share.
+
+It is measured twice, in the loss and in its logarithm, and both must agree: with small batches the loss is skewed to the
+right, so that 8 sigmas of its own are nothing rare; its logarithm alone would miss a spike in a noisy run.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from gpuwatch.detectors.baseline import Baseline
@@ -17,7 +22,8 @@ _FIRST_LOSSES = 20
 class Rise(NamedTuple):
     loss: float
     median: float  # of the last 128 applied steps
-    sigmas: float
+    sigmas: float  # of the loss
+    log_sigmas: float  # of its logarithm
     ratio: float  # over the median
     matters: bool  # more than 1 % of what the loss was at the start
 
@@ -28,12 +34,14 @@ class LossLevel:
     def __init__(self) -> None:
         self.start = 0.0  # mean of the first losses: what an untrained model has
         self._seen = 0
-        self._baseline = Baseline(floor_ratio=_FLOOR_RATIO)
+        self._losses = Baseline(floor_ratio=_FLOOR_RATIO)
+        self._logs = Baseline(floor=_FLOOR_RATIO)
 
     def observe(self, sample: Sample) -> Rise | None:
         """The step's place against the steps before it; None when there is nothing to compare."""
         if sample.new_regime:
-            self._baseline.restart()
+            self._losses.restart()
+            self._logs.restart()
         loss = sample.value("loss")
         if loss is None or loss <= 0.0 or not sample.applied or len(sample.step.losses) > 1:
             return None
@@ -41,9 +49,11 @@ class LossLevel:
             self._seen += 1
             self.start += (loss - self.start) / self._seen
         rise = None
-        if self._baseline.ready:
-            median = self._baseline.median
+        log = math.log(loss)
+        if self._losses.ready:
+            median = self._losses.median
             matters = loss - median > _MATTERS_RATIO * self.start
-            rise = Rise(loss, median, self._baseline.score(loss), loss / median, matters)
-        self._baseline.add(loss)
+            rise = Rise(loss, median, self._losses.score(loss), self._logs.score(log), loss / median, matters)
+        self._losses.add(loss)
+        self._logs.add(log)
         return rise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from gpuwatch.state.steps import Step
 
+#: Claims beyond these are lies or damage: 30 years in one step, more entries than any model has.
+_MAX_SECONDS = 1e9
+_MAX_COUNT = 1e15
 PHASES = ("data", "forward", "backward", "optimizer", "other")
 
 
@@ -57,9 +58,9 @@ class Counters(msgspec.Struct):
 
 
 def seconds(value: float | None) -> float:
-    """A duration that a counter may take: what a process claims may be negative, NaN or infinite."""
-    return value if value is not None and 0.0 < value < math.inf else 0.0
+    """A duration that a counter may take: what a process claims may be negative, NaN or absurd."""
+    return value if value is not None and 0.0 < value < _MAX_SECONDS else 0.0
 
 
 def _count(value: float | None) -> int:
-    return int(value) if value is not None and 0.0 < value < 1e18 else 0
+    return int(value) if value is not None and 0.0 < value < _MAX_COUNT else 0

@@ -84,8 +84,11 @@ def control_kind(record: Control) -> int:
 
 
 def encode_control(record: Control) -> bytes:
-    """The payload of a control record's frame."""
-    return _encoder.encode(record)
+    """The payload of a control record's frame. Raises DecodeError for what MessagePack has no place for."""
+    try:
+        return _encoder.encode(record)
+    except (OverflowError, UnicodeEncodeError) as error:  # an integer beyond 64 bits, half a surrogate pair
+        raise records.DecodeError(f"{type(record).__name__}: {error}") from None
 
 
 def encode(ring_id: int, sequence: int, monotonic_ns: int, kind: int, payload: bytes) -> bytes:

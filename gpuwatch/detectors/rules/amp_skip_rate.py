@@ -8,7 +8,8 @@ float16: some overflow while others underflow to zero.
 
 ## The test
 
-More than `ratio` of the last 200 steps were skipped. The first 50 steps, in which the scale is searched for, do not count.
+More than `ratio` of the last 200 steps were skipped. The first `warmup_steps` steps, in which the scale is searched for,
+do not count.
 
 ## What to do
 

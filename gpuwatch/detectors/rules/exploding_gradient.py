@@ -67,7 +67,7 @@ class ExplodingGradient(Rule[Limits]):
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._baseline = Baseline(floor=_SIGMA_FLOOR)
-        self._high: deque[bool] = deque(maxlen=_SUSTAINED_WITHIN)
+        self._high: deque[int] = deque(maxlen=_SUSTAINED_WITHIN)  # the step, where it was high, else 0
         self._huge: deque[bool] = deque(maxlen=_SUSTAINED_WITHIN)
         self._layers: deque[tuple[int, array[float]]] = deque(maxlen=_LAYER_STEPS)
 
@@ -92,15 +92,18 @@ class ExplodingGradient(Rule[Limits]):
     def _verdict(self, sample: Sample, norm: float, ratio: float, sigmas: float) -> Verdict | Quiet:
         limits = self.thresholds
         at_once = sigmas > limits.sigmas and ratio > limits.ratio
-        self._high.append(sigmas > limits.sustained_sigmas and ratio > limits.sustained_ratio)
+        is_high = sigmas > limits.sustained_sigmas and ratio > limits.sustained_ratio
+        self._high.append(sample.number if is_high else 0)
         self._huge.append(at_once and ratio > limits.warning_ratio)
-        sustained = self._high[-1] and sum(self._high) >= _SUSTAINED_STEPS
+        high = [step for step in self._high if step]
+        sustained = is_high and len(high) >= _SUSTAINED_STEPS
         if not at_once and not sustained:
             return Quiet.FINE
         severity = "warning" if sustained or ratio > limits.warning_ratio else "info"
         if ratio > limits.critical_ratio or sum(self._huge) >= _SUSTAINED_STEPS:
             severity = "critical"
         first_step, layer = self._origin(sample)
+        first_step = first_step or min(high, default=sample.number)
         where = f", first in {layer}" if layer else ""
         summary = f"The gradient norm is {norm:.3g} at step {sample.number}, {ratio:.3g} times its median{where}{sample.cause}."
         threshold = limits.ratio if at_once else limits.sustained_ratio

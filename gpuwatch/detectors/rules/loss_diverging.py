@@ -9,8 +9,8 @@ inputs, or weights were damaged by an earlier spike. Left alone it seldom comes 
 
 Either way is enough.
 
-* A shift: in `shift_steps` of 5 steps the loss lies more than `sigmas` robust standard deviations, and more than `ratio`
-  times, above the median of the last 128 steps.
+* A shift: in `shift_steps` of 5 steps the loss lies more than `sigmas` robust standard deviations, and its logarithm more
+  than `log_sigmas`, above the median of the last 128 steps, and the loss more than `ratio` times that.
 * A drift: the median of the last 30 losses is more than `drift_ratio` above the median of the 200 that ended 50 steps
   before them, and 2 robust standard deviations of these, for 20 steps running.
 
@@ -47,6 +47,7 @@ _SIGMA_OVER_MAD = 1.4826
 
 class Limits(Thresholds, frozen=True):
     sigmas: Annotated[Positive, Meta(description="shift: robust standard deviations above the median of 128 steps")] = 5.0
+    log_sigmas: Annotated[Positive, Meta(description="shift: the same of log(loss)")] = 3.0
     ratio: Annotated[Positive, Meta(description="shift: times that median")] = 1.15
     shift_steps: Annotated[Steps, Meta(description="shift: so many of 5 steps")] = 3
     drift_ratio: Annotated[Positive, Meta(description="drift: rise of the median of 30, as a share")] = 0.15
@@ -80,7 +81,8 @@ class LossDiverging(Rule[Limits]):
         if self._judged % _DRIFT_EVERY == 0:
             self._measure_drift()
         limits = self.thresholds
-        self._high.append(rise.matters and rise.sigmas > limits.sigmas and rise.ratio > limits.ratio)
+        far = rise.sigmas > limits.sigmas and rise.log_sigmas > limits.log_sigmas
+        self._high.append(far and rise.matters and rise.ratio > limits.ratio)
         shifted = sum(self._high) >= limits.shift_steps
         if not shifted and self._drifting < _DRIFT_STEPS:
             return Quiet.FINE

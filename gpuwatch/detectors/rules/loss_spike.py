@@ -7,11 +7,12 @@ run, or the first sign of divergence. Large language model runs have been rewoun
 
 ## The test
 
-The loss lies more than `sigmas` robust standard deviations above the median of the last 128 applied steps, and more than
-`ratio` times that median, and the rise is more than 1 % of what the loss was at the start (a loss that has come down to
-nothing jumps about for no reason). Median and MAD over 128 steps; sigma is at least 2 % of the median; nothing is judged in
-the first 50 steps, nor in the 50 after the optimizer was set up anew or its schedule restarted. It needs a positive loss, and
-is off for several optimizers with losses of their own (GANs), whose losses are no measure of progress.
+The loss lies more than `sigmas` robust standard deviations above the median of the last 128 applied steps, its logarithm
+more than `log_sigmas` above its own, and the loss more than `ratio` times the median; and the rise is more than 1 % of what
+the loss was at the start (a loss that has come down to nothing jumps about for no reason). Standard deviations are 1.4826
+times the MAD over 128 steps, at least 2 % of the median. Nothing is judged in the first 50 steps, nor in the 50 after the
+optimizer was set up anew or its schedule restarted. It needs a positive loss, and is off for several optimizers with losses
+of their own (GANs), whose losses are no measure of progress.
 
 ## What to do
 
@@ -34,6 +35,7 @@ from gpuwatch.detectors.sample import Sample
 
 class Limits(Thresholds, frozen=True):
     sigmas: Annotated[Positive, Meta(description="robust standard deviations above the median of 128 steps")] = 8.0
+    log_sigmas: Annotated[Positive, Meta(description="the same of log(loss): small batches make the loss skewed")] = 5.0
     ratio: Annotated[Positive, Meta(description="times that median")] = 1.5
 
 
@@ -52,10 +54,12 @@ class LossSpike(Rule[Limits]):
         rise = self._level.observe(sample)
         if rise is None:
             return Quiet.UNMEASURED
-        if rise.sigmas <= self.thresholds.sigmas or rise.ratio <= self.thresholds.ratio or not rise.matters:
+        limits = self.thresholds
+        far = rise.sigmas > limits.sigmas and rise.log_sigmas > limits.log_sigmas
+        if not (far and rise.ratio > limits.ratio and rise.matters):
             return Quiet.FINE
         summary = (
             f"The loss jumped to {rise.loss:.4g} at step {sample.number}, {rise.ratio:.3g} times its recent median"
             f" of {rise.median:.4g}{sample.cause}."
         )
-        return Verdict(rise.ratio, self.thresholds.ratio, summary)
+        return Verdict(rise.ratio, limits.ratio, summary)

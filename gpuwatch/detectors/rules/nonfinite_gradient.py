@@ -13,7 +13,7 @@ bad the fault lies in the loss or in the forward pass, and no layer is named.
 ## The test
 
 One entry or more of any gradient is not finite, in a step that was applied, or whose loss scale was not above 1, or that is
-the `skipped_in_a_row`-th bad step in a row.
+the `skipped_in_a_row`-th bad step in a row. The search for the scale, up to the first step that is applied, does not count.
 
 ## What to do
 
@@ -49,15 +49,17 @@ class NonfiniteGradient(Rule[Limits]):
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._in_a_row = 0
+        self._applied_once = False
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
         count = sample.values.get("grad_nonfinite_count")
         if count is None:
             return Quiet.UNMEASURED
+        self._applied_once = self._applied_once or sample.applied
         if not count > 0.0:
             self._in_a_row = 0
             return Quiet.FINE
-        self._in_a_row += 1
+        self._in_a_row += self._applied_once
         excused = not sample.applied and sample.values.get("loss_scale", 0.0) > 1.0
         if excused and self._in_a_row < self.thresholds.skipped_in_a_row:
             return Quiet.UNMEASURED

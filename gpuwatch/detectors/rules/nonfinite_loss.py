@@ -7,7 +7,8 @@ been made from it the weights are too: the run does not recover by itself. Frame
 logs the running mean instead (`logging_nan_inf_filter`), so that a dead run shows a loss of 0.0.
 
 A loss scaler skips steps whose gradients overflowed; such a step does no harm and is not reported here, unless it goes on
-for `skipped_in_a_row` steps or the loss scale is no longer above 1.
+for `skipped_in_a_row` steps or the loss scale is no longer above 1. The search for the scale, up to the first step that is
+applied, does not count.
 
 ## The test
 
@@ -49,16 +50,18 @@ class NonfiniteLoss(Rule[Limits]):
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._skipped = 0
+        self._applied_once = False
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
         loss = sample.values.get("loss")
         if loss is None:
             return Quiet.UNMEASURED
+        self._applied_once = self._applied_once or sample.applied
         if math.isfinite(loss):
             self._skipped = 0
             return Quiet.FINE
-        if not sample.applied:
-            self._skipped += 1
-            if self._skipped < self.thresholds.skipped_in_a_row and sample.values.get("loss_scale", 0.0) > 1.0:
+        if not sample.applied and sample.values.get("loss_scale", 0.0) > 1.0:
+            self._skipped += self._applied_once
+            if self._skipped < self.thresholds.skipped_in_a_row:
                 return Quiet.UNMEASURED
         return Verdict(loss, math.inf, f"The loss became {loss} at step {sample.number}{sample.cause}.")
