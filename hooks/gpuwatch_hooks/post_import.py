@@ -28,8 +28,10 @@ class Waiter:
     def leave(self):
         """Stop waiting. Idempotent."""
         self._callbacks.clear()
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+        for index, finder in enumerate(sys.meta_path):
+            if finder is self:  # not ==, which other finders may not stand
+                del sys.meta_path[index]
+                return
 
     def find_spec(self, name, path=None, target=None):
         """The import system's question; ours is the others' answer, with a step behind the loader of a module waited for."""

@@ -45,6 +45,8 @@ def make_session(socket_path, monkeypatch):
     yield make
     for one in made:
         one.detach()
+        if one.control is not None and one.control._thread.is_alive():
+            one.control._thread.join(10)
 
 
 @pytest.fixture

@@ -8,6 +8,11 @@ children), imports nothing that Python has not loaded already, and never lets an
 import os
 import sys
 
+try:
+    from _thread import get_ident
+except ImportError:  # Python 2
+    from thread import get_ident
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -15,16 +20,17 @@ class _WaitForTorch(object):
     """Meta-path finder that lets the others find torch, and puts one step behind its loader."""
 
     def __init__(self):
-        self.asking = False
+        self.asking = set()  # threads that are inside `find_spec`: some programs look for torch without importing it
 
     def find_spec(self, name, path=None, target=None):
-        if name != "torch" or self.asking:
+        thread = get_ident()
+        if name != "torch" or thread in self.asking:
             return None
-        self.asking = True
+        self.asking.add(thread)
         try:
             spec = self._ask(name, path, target)
         finally:
-            self.asking = False
+            self.asking.discard(thread)
         try:
             if spec is not None:
                 self._follow(spec)
@@ -55,8 +61,10 @@ class _WaitForTorch(object):
         loader.exec_module = exec_module
 
     def leave(self):
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+        for index, finder in enumerate(sys.meta_path):
+            if finder is self:  # not ==, which other finders may not stand
+                del sys.meta_path[index]
+                return
 
 
 def _start():
