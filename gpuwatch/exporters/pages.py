@@ -68,7 +68,7 @@ def _page(state: State, stats: SelfStats, version: str) -> bytes:
         findings = [(f.run, str(f.rank), f.rule, f.severity, str(f.step), f.summary) for f in state.findings.active.values()]
         gpus = [(gpu.label, gpu.info.get("name", ""), "up" if gpu.up else f"down: {gpu.reason}") for gpu in state.gpus]
     components = [(name, "up" if c.up else f"down: {c.last_error}") for name, c in sorted(stats.components().items())]
-    board = f"<code>tensorboard --logdir {_text(state.logdir)} --samples_per_plugin scalars=0</code>"
+    board = f"<code>tensorboard --logdir {_text(state.logdir)} --samples_per_plugin scalars=1000000</code>"
     links = '<a href="metrics">metrics</a> for Prometheus, <a href="api/runs">runs</a> as JSON'
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>gpuwatch</title>",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 
@@ -17,12 +17,14 @@ from gpuwatch.exporters import png
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: TensorBoard's default loader drops the description of a histogram whose data class is not set.
 _LOG2_METADATA = SummaryMetadata(
     summary_description=(
         "Counts of tensor entries by magnitude. **The axis is log2 of the absolute value**: -10 is about 0.001, 0 is 1. "
         "Signs are not recorded. Zeros and magnitudes below 2^-47 are left out here; `zero_ratio` has the zeros."
     ),
     plugin_data=SummaryMetadata.PluginData(plugin_name="histograms"),
+    data_class=DATA_CLASS_TENSOR,
 )
 _TEXT_METADATA = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
 MAX_TEXT_CHARS = 64 * 1024
