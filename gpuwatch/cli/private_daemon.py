@@ -98,9 +98,16 @@ class PrivateDaemon:
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-m", "gpuwatch", "daemon", "--logdir", str(self.logdir)]
         command += ["--socket", str(self.socket_path), "--listen", self.listen]
-        libc = ctypes.CDLL(None)
+        prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+        def in_child() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])  # we block what we pass on to the job
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # whoever kills us leaves no daemon
+            if os.getppid() != parent:
+                os._exit(1)
+
         with self.log.open("ab") as log:
-            # A session of its own: the terminal's Ctrl-C is for the job. The death signal: whoever kills us leaves no daemon.
+            # A session of its own: the terminal's Ctrl-C is for the job.
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -108,7 +115,7 @@ class PrivateDaemon:
                 stderr=log,
                 env={**self._environ, "NOTIFY_SOCKET": str(self._notify_path)},
                 start_new_session=True,
-                preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),  # noqa: PLW1509  # no threads here
+                preexec_fn=in_child,  # noqa: PLW1509  # no threads here
             )
 
     def _hear(self, notices: socket.socket, process: subprocess.Popen[bytes]) -> None:
