@@ -83,6 +83,7 @@ class Limits(Section, frozen=True):
     handshake_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 2.0
     runs_per_uid: Count = 64  # live runs (a rank is a run of its own)
     tensors_per_run: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 2000
+    journal_bytes: Annotated[int, msgspec.Meta(ge=128 << 20, le=1 << 50)] = 1 << 30  # of one run; its oldest records go first
     tags_per_run: Annotated[int, msgspec.Meta(ge=1, le=500)] = 500  # scalar and media tags; the rest go under `_other`
     series: Annotated[int, msgspec.Meta(ge=100)] = 20_000  # tags, layers and groups of all live runs together
     ring_bytes: Annotated[int, msgspec.Meta(ge=8192, le=64 << 20)] = 64 << 20

@@ -70,6 +70,8 @@ class ExplodingGradient(Rule[Limits]):
         self._high: deque[int] = deque(maxlen=_SUSTAINED_WITHIN)  # the step, where it was high, else 0
         self._huge: deque[bool] = deque(maxlen=_SUSTAINED_WITHIN)
         self._layers: deque[tuple[int, array[float]]] = deque(maxlen=_LAYER_STEPS)
+        self._began: tuple[int, str] = (0, "")  # the present episode: its first step and layer
+        self._bad_step = 0  # the last
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
         if sample.new_regime:
@@ -102,8 +104,11 @@ class ExplodingGradient(Rule[Limits]):
         severity = "warning" if sustained or ratio > limits.warning_ratio else "info"
         if ratio > limits.critical_ratio or sum(self._huge) >= _SUSTAINED_STEPS:
             severity = "critical"
-        first_step, layer = self._origin(sample)
-        first_step = first_step or min(high, default=sample.number)
+        if sample.number - self._bad_step > self.quiet_steps:  # comparing all layers costs as much as ten steps
+            first_step, layer = self._origin(sample)
+            self._began = (first_step or min(high, default=sample.number), layer)
+        self._bad_step = sample.number
+        first_step, layer = self._began
         where = f", first in {layer}" if layer else ""
         summary = f"The gradient norm is {norm:.3g} at step {sample.number}, {ratio:.3g} times its median{where}{sample.cause}."
         threshold = limits.ratio if at_once else limits.sustained_ratio

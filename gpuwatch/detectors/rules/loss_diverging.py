@@ -59,6 +59,7 @@ class LossDiverging(Rule[Limits]):
     statistic = "loss over its level before (ratio)"
     action = "Return to a checkpoint from before first_step with a lower learning rate; check what changed in the data there."
     thresholds_type = Limits
+    quiet_steps = 100  # a slow rule comes to rest slowly: its medians reach back 280 steps
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
