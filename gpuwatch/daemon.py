@@ -25,12 +25,12 @@ from gpuwatch.intake import listener
 from gpuwatch.intake.intake import Intake
 from gpuwatch.judge import Judge
 from gpuwatch.notify import Notifier
-from gpuwatch.samplers.host import HostSampler
 from gpuwatch.samplers.supervisor import Supervisor
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.signals import Signals
 from gpuwatch.state.store import State
 from gpuwatch.surroundings import StartError, allow_descriptors, prepare_logdir
+from gpuwatch.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Daemon:
         self.notifier = Notifier()
         self.selector = selectors.DefaultSelector()
 
-        self.state = State(config.daemon.logdir, runs_per_uid=config.limits.runs_per_uid)
+        limits = config.limits
+        self.state = State(config.daemon.logdir, runs_per_uid=limits.runs_per_uid, journal_bytes=limits.journal_bytes)
 
         self.judge = Judge(Engine(config.rules), self.state, self.stats)
         self.state.on_step.append(self.judge.hear)
@@ -69,24 +70,23 @@ class Daemon:
         self.http = self._listen_http() if config.prometheus.enabled else None
 
         self.supervisor = Supervisor(self.state.gpus, config.sampling, self.state.lock) if config.sampling.gpus else None
-        self.host = HostSampler()
 
         self.listener = self._listen()
         self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks)
         self._backlog = False
 
+        upkeep = Upkeep(self.state, self.intake, self.stats, self.notifier)
         self._turns = [
             Guard("intake", self._take_in, self.stats),
-            Guard("state", self.state.tick, self.stats, TICK_SECONDS),
+            Guard("state", upkeep.keep_state, self.stats, TICK_SECONDS),
         ]
         if self.notifier.heard:
-            self._turns.append(
-                Guard("systemd", self._tell_systemd, self.stats, self.notifier.watchdog_seconds or STATUS_SECONDS)
-            )
+            period_seconds = self.notifier.watchdog_seconds or STATUS_SECONDS
+            self._turns.append(Guard("systemd", upkeep.tell_systemd, self.stats, period_seconds))
         if self.supervisor is not None:
             self._turns.append(Guard("nvml", self.supervisor.turn, self.stats, NVML_SECONDS))
         if config.sampling.host:
-            self._turns.append(Guard("host", self._sample_host, self.stats, config.sampling.host_seconds))
+            self._turns.append(Guard("host", upkeep.sample_host, self.stats, config.sampling.host_seconds))
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. 0: everything was drained and flushed in time; 1: it was not."""
@@ -120,18 +120,6 @@ class Daemon:
             return 0.0
         idle = self.intake.idle_seconds(time.monotonic_ns()) > IDLE_AFTER_SECONDS
         return max(self.config.daemon.poll_seconds, IDLE_POLL_SECONDS if idle else 0.0)
-
-    def _sample_host(self) -> None:
-        with self.state.lock:
-            pids = [run.identity.pid for run in self.state.runs.values() if run.status == "live" and run.identity.pid]
-        sample = self.host.sample(pids)
-        with self.state.lock:
-            self.state.host = sample
-
-    def _tell_systemd(self) -> None:
-        down = sorted(name for name, state in self.stats.components().items() if not state.up)
-        status = f"{len(self.intake.sessions)} training processes" + (f"; down: {', '.join(down)}" if down else "")
-        self.notifier.send(WATCHDOG=1, STATUS=status)
 
     def _shut_down(self) -> int:
         """Hear what is still said, read the rings dry, flush everything; all within daemon.shutdown_seconds."""
