@@ -1,8 +1,8 @@
 """Prometheus's text format and OpenMetrics, written from families of plain tuples.
 
-The one place where something of ours stands in for a library: importing prometheus_client costs the daemon 9.5 MiB of its
-33 (it brings ssl, http.server and wsgiref), and rendering 1,500 series 6 ms instead of 1
-(tests/bench/bench_exposition.py). The tests hold every byte of it to prometheus_client's own two parsers.
+Here something of ours stands in for a library. prometheus_client would add 7.4 MiB to a daemon of 25 (it brings ssl,
+http.server and wsgiref) and take 6 ms for 1,264 series, 10 ms in OpenMetrics, where this takes 0.3 MiB and 1 ms
+(tests/bench/bench_exposition.py). The tests hold it to what prometheus_client's own parsers read.
 """
 
 from __future__ import annotations

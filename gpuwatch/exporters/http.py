@@ -1,8 +1,8 @@
 """A small HTTP server for people and Prometheus on this node: read-only, bounded, one thread.
 
 One thread and non-blocking sockets instead of a thread for each connection: silence, slowness and numbers then cost a slot
-of a table, and nothing else. Every response closes its connection. `http.server` would bring 7 MiB of modules (ssl and
-email among them) into a daemon of 33 and still need all of this around it.
+of a table, and nothing else. Every response closes its connection. `http.server` would bring 5 MiB of modules (ssl and
+email among them) into a daemon of 25, and still need all of this around it.
 """
 
 from __future__ import annotations
