@@ -45,10 +45,10 @@ class Heartbeat:
     def idle(self) -> None:
         _LAYOUT.pack_into(self._memory, 0, 0, NO_DEVICE, NOTHING)
 
-    def read(self) -> tuple[int, int, str]:
-        """(since when in CLOCK_MONOTONIC ns or 0 when idle, GPU index or -1, what for)."""
+    def read(self) -> tuple[int, int, int]:
+        """(since when in CLOCK_MONOTONIC ns or 0 when idle, GPU index or NO_DEVICE, phase)."""
         since_ns, gpu_index, phase = _LAYOUT.unpack_from(self._memory, 0)
-        return since_ns, gpu_index, PHASES[phase % len(PHASES)]
+        return since_ns, gpu_index, phase % len(PHASES)
 
     def close(self) -> None:
         self._memory.close()

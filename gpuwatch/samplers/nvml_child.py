@@ -101,10 +101,10 @@ class NvmlChild:
                 line.gpus = [device for device in line.gpus if self.covers(device.index)]
         return lines
 
-    def stuck(self, now_ns: int) -> tuple[float, int, str]:
-        """(seconds in the current driver call, 0 when idle; GPU index or -1; what it asks for)."""
-        since_ns, index, what = self._heartbeat.read()
-        return max(0.0, (now_ns - since_ns) / 1e9) if since_ns else 0.0, index, what
+    def stuck(self, now_ns: int) -> tuple[float, int, int]:
+        """(seconds in the current driver call, 0 when idle; GPU index or NO_DEVICE; heartbeat.PHASES' index)."""
+        since_ns, index, phase = self._heartbeat.read()
+        return max(0.0, (now_ns - since_ns) / 1e9) if since_ns else 0.0, index, phase
 
     def exit_status(self) -> int | None:
         """None while it lives, also as a process that a kill cannot end because the driver holds it."""

@@ -106,6 +106,7 @@ class SamplingLoop:
                 self._reinits += worked
                 worked = True
                 self._sample(driver)
+                continue  # to a new session, at once
             except DriverGoneError as gone:
                 self._write({"t": "gone", "code": gone.code, "reason": str(gone), "worked": worked})
                 if gone.needs_new_process or not worked:
@@ -142,7 +143,7 @@ class SamplingLoop:
             # A line waits for the turns that are due, but not for long: GPUs may take longer over theirs than a period has.
             if now >= next_line + (self._dear_ns if overdue is not None else 0) or self._news:
                 self._write_line(driver)
-                next_line = max(next_line + self._dear_ns, now)
+                next_line = now + self._dear_ns
                 if self._reinit_is_due(now):
                     return
             end = time.monotonic_ns()
@@ -210,6 +211,8 @@ class SamplingLoop:
             self._open(driver, slot)
         with_energy = slot.turns % 2 == 0
         steps: list[tuple[int, Callable[[Any], None]]] = [(phase.GAUGES, partial(_read_gauges, now_ns=now))]
+        if slot.turns == 0:  # its first line comes right after this turn, and shall be whole
+            steps[:0] = [(phase.MEMORY, _read_memory), (phase.FAST, partial(_read_fast, seconds=0.0, now_ns=now))]
         if with_energy:
             steps.append((phase.ENERGY, _read_energy))
         steps.append((phase.PROCESSES, partial(_read_processes, with_utilization=not with_energy)))

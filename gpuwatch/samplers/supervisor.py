@@ -14,6 +14,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from gpuwatch.samplers.heartbeat import NO_DEVICE, OPENING, PHASES
 from gpuwatch.samplers.lines import GoneLine, apply, unknown_uuid
 from gpuwatch.samplers.nvml_child import NvmlChild
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIDE_SECONDS = 2.0  # the longest call seen on a healthy H100 took 16 ms
-FIRST_SIDE_SECONDS = 10.0  # until its first line, since opening a GPU without persistence mode initialises it
+FIRST_SIDE_SECONDS = 10.0  # to open a GPU the first time: without persistence mode that initialises it
 CALM_SECONDS = 10.0
 START_SECONDS = 60.0  # nvmlInit of eight GPUs without persistence mode takes tens of seconds
 ABSENT_RETRY_SECONDS = 60.0
@@ -98,14 +99,14 @@ class Supervisor:
         for child in self._children():
             self._end(child)
         self._main, self._paused = None, True
-        deadline = time.monotonic() + timeout_seconds
-        while self._ended and time.monotonic() < deadline:
-            time.sleep(0.01)
-            self._reap(time.monotonic_ns())
-        for child in self._ended:
-            child.kill()
-        time.sleep(0.05 if self._ended else 0)
-        self._reap(time.monotonic_ns())
+        self._aside.clear()
+        for until_seconds, force in ((timeout_seconds, False), (0.2, True)):
+            deadline = time.monotonic() + until_seconds
+            for child in self._ended if force else ():
+                child.kill()
+            while self._ended and time.monotonic() < deadline:
+                time.sleep(0.01)
+                self._reap(time.monotonic_ns())
         for child in self._ended:
             child.release()
 
@@ -162,8 +163,9 @@ class Supervisor:
         child = self._main
         if child is None:
             return
-        seconds, index, what = child.stuck(now_ns)
-        patience = SIDE_SECONDS if child.last_line_ns else FIRST_SIDE_SECONDS
+        seconds, index, phase = child.stuck(now_ns)
+        what = PHASES[phase]
+        patience = FIRST_SIDE_SECONDS if phase == OPENING and not child.last_line_ns else SIDE_SECONDS
         if index >= 0 and seconds > patience and index not in self._aside:
             log.warning("GPU %d has not answered for %.1f s (%s): another child goes on with the others", index, seconds, what)
             self._aside[index] = Aside(child)
@@ -189,11 +191,11 @@ class Supervisor:
             aside.retry_at_ns = now_ns + int(aside.retry_seconds * 1e9)
             aside.retry_seconds = min(2 * aside.retry_seconds, LAST_RETRY_SECONDS)
             return
-        seconds, _, what = child.stuck(now_ns)
-        if max(seconds, self._silence_seconds(child, now_ns)) > SIDE_SECONDS:
+        seconds, _, phase = child.stuck(now_ns)
+        if seconds > SIDE_SECONDS or self._silence_seconds(child, now_ns) > SIDE_SECONDS + self._sampling.dear_seconds:
             child.calm_since_ns = now_ns
             if seconds > 2 * self._sampling.deadline_seconds and not child.killed:
-                log.warning("GPU %d still does not answer (%s): killing its child", index, what)
+                log.warning("GPU %d still does not answer (%s): killing its child", index, PHASES[phase])
                 child.kill()
         elif now_ns - child.calm_since_ns > CALM_SECONDS * 1e9:
             del self._aside[index]
@@ -214,16 +216,16 @@ class Supervisor:
             if aside.child is not None and index not in self._known.values():
                 self._gpus.find(unknown_uuid(index), str(index)).mark_down("it has not answered since the daemon started")
         if self._main is not None:
-            seconds, index, what = self._main.stuck(now_ns)
-            if index < 0 and seconds > self._sampling.deadline_seconds:
+            seconds, index, phase = self._main.stuck(now_ns)
+            if index == NO_DEVICE and seconds > self._sampling.deadline_seconds:
                 self._gpus.state = "failing"
-                self._gpus.message = f"the driver has not answered for {seconds:.0f} s ({what})"
+                self._gpus.message = f"the driver has not answered for {seconds:.0f} s ({PHASES[phase]})"
 
     def _reason(self, gpu: Gpu, now_ns: int) -> str:
         for child in self._children():
-            seconds, index, what = child.stuck(now_ns)
-            if seconds > SIDE_SECONDS and index in (self._known.get(gpu.uuid), -1):
-                return f"the driver has not answered for {seconds:.0f} s ({what})"
+            seconds, index, phase = child.stuck(now_ns)
+            if seconds > SIDE_SECONDS and index in (self._known.get(gpu.uuid), NO_DEVICE):
+                return f"the driver has not answered for {seconds:.0f} s ({PHASES[phase]})"
         return f"no sample for {self._sampling.deadline_seconds:.0f} s"
 
     def _end(self, child: NvmlChild) -> None:
