@@ -94,8 +94,9 @@ class Detour:
                         raise TimeoutError
                     self._thread.resume_to_syscall()
                 elif stop.signal in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL):
+                    where = self._thread.registers()["rip"]
                     self.go_home()
-                    raise InjectError(f"the call faulted (signal {stop.signal}); the target goes on")
+                    raise InjectError(f"the call faulted (signal {stop.signal} at {where:#x}); the target goes on")
                 else:
                     self._thread.resume_to_syscall(stop.signal)  # its handler runs on our stack and comes back
 
