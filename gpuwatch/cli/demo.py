@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 import time
 import webbrowser
@@ -13,6 +14,7 @@ from pathlib import Path
 import click
 
 from gpuwatch.cli import card, recorded, run
+from gpuwatch.cli.job import end_like
 
 #: What Adam at 1e-3 does not survive, as a mistyped exponent gives it.
 _BREAK_BY = 300.0
@@ -44,7 +46,9 @@ def command(seconds: float, no_browser: bool, logdir: Path) -> None:
     page = None if no_browser or not _has_browser() else webbrowser.open
     status = run.supervise(run.Options(training, name, logdir, every=None, quiet=False), opened=page)
     if status:
-        raise click.ClickException(f"the training ended with {status}")
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"failed with exit status {status}"
+        click.echo(f"Error: the training {how}", err=True)
+        end_like(status)
     ranks = recorded.find(str(logdir / name), logdir)
     click.echo()
     for line in card.lines(ranks):
