@@ -86,7 +86,7 @@ class Recorder:
     # -------------------------------------------------------------------------------------------------------- hooks
     def _before_step(self, optimizer, args, kwargs):
         began = _now()
-        if self._capturing() or not self.session.arm():
+        if self._capturing() or not self._arm(optimizer):
             return None
         if in_backward.running():
             self._in_backward.before_step(optimizer)
@@ -128,7 +128,7 @@ class Recorder:
     def skipped(self, optimizer):
         """A loss scaler did not call `optimizer.step`: its gradients are recorded all the same."""
         began = _now()
-        if self._capturing() or not self.session.arm():
+        if self._capturing() or not self._arm(optimizer):
             return
         part = self.open_part(optimizer)
         part.set("skipped", 1.0)
@@ -196,7 +196,8 @@ class Recorder:
             self._iteration_closed = False
         entry.iteration = part.step = self.iteration
         if self.iteration > 1:
-            expected = [e for e in self.roster if e.alive() and self.iteration - e.iteration < EXPECTED_WITHIN]
+            recent = self.iteration - EXPECTED_WITHIN
+            expected = [e for e in self.roster if e.steps and e.iteration > recent and e.alive()]
             part.complete = self._iteration_closed = all(e.iteration == self.iteration for e in expected)
 
     def _publish(self):
@@ -227,6 +228,13 @@ class Recorder:
         if "closure" in kwargs:
             return args, dict(kwargs, closure=counted)
         return (args[0], counted, *args[2:]), kwargs
+
+    def _arm(self, optimizer):
+        session = self.session
+        if not session.armed:
+            parameters = optimizer.param_groups[0]["params"]
+            session.device = str(parameters[0].device) if parameters else "cpu"
+        return session.arm()
 
     def _capturing(self):
         """Whether a CUDA graph is being captured: nothing may be read or allocated then, and replays call no hook."""

@@ -28,10 +28,12 @@ class RecordingSession:
         self.told = []
         self.dropped = []
         self.device = "cpu"
+        self.armed = False
         self.over = False
         self.recorder = Recorder(self)
 
     def arm(self):
+        self.armed = True
         return True
 
     def write(self, kind, head, body=b""):

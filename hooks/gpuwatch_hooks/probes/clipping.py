@@ -91,7 +91,7 @@ class ClippingProbe:
         for part, count in parts:
             again = part.gradients.clip is not None
             self._note(part, Clip(float(max_norm), total_norm if hasattr(total_norm, "dim") and not again else None))
-            covered = count >= len(part.gradients.reading.norms) or part.gradients.reading.norms == {}
+            covered = count >= len(part.gradients.reading.entries)
             if not covered or again:
                 part.gradients.clip.total_norm = None
             if part.gradients.clip.total_norm is not None:

@@ -37,8 +37,10 @@ class GradientsProbe:
 
     def before(self, part):
         """Measure what the optimizer is about to use, or see what has become of what a clip function had measured."""
-        if part.closure_calls is not None:
-            return  # the gradients of such a step do not exist yet
+        if part.closure_calls is None:  # otherwise the gradients of this step do not exist yet
+            self._see(part)
+
+    def _see(self, part):
         measured = part.gradients
         if measured is None or measured.backwards != self._recorder.backwards:
             self.measure(part)
@@ -49,7 +51,7 @@ class GradientsProbe:
         """Closures: the gradients of the last evaluation. Then leave the values to be put together."""
         if part.closure_calls is not None:
             part.set("closure_calls", float(part.closure_calls))
-            self.measure(part)
+            self._see(part)
         if part.gradients is not None:
             part.at_end(self._finish)
 
@@ -114,7 +116,7 @@ class GradientsProbe:
             if shares[2] is not None:
                 part.set("grad_underflow_ratio", shares[2])
         every = self._recorder.session.settings.every
-        if (reading.rows or entry.steps % self._recorder.governor.norms_interval(every) == 0) and reading.norms:
+        if (reading.blocks or entry.steps % self._recorder.governor.norms_interval(every) == 0) and reading.entries:
             part.add_rows("gradient", *reading.cells(entry))
         if reading.histograms:
             part.add_histograms("gradient", reading.buckets(entry))

@@ -59,7 +59,7 @@ class LossProbe:
             return
         part.set("micro_batches", float(len(window)))
         roots = [root for root in window if root[0] is not None]
-        if part.closure_calls is not None:
+        if (part.closure_calls or 0) > 1:
             roots = roots[:1]  # the later evaluations are at other weights
         if not roots:
             return

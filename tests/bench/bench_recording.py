@@ -1,0 +1,108 @@
+"""What recording one step costs the training thread once its numbers are on the host: packing, the ring, nothing else."""
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from gpuwatch_hooks.part import Part
+from gpuwatch_hooks.ring import RingWriter
+
+from tests.bench.harness import Bench, percentile
+from tests.hooks.recording import RecordingSession
+
+TENSORS = 150
+
+
+class OneStep:
+    """Records the same step over and over through the real part, reading, guard and ring."""
+
+    def __init__(self):
+        self.session = RecordingSession()
+        self.session.ring.close()
+        self.session.ring = RingWriter()
+        recorder = self.session.recorder
+        self.gradients = recorder.by_name["gradients"]
+        self.gradients.install(recorder)
+        parameters = [torch.nn.Parameter(torch.zeros(4)) for _ in range(TENSORS)]
+        self.optimizer = torch.optim.SGD(parameters, lr=0.1)
+        self.entry = recorder.roster.entry(self.optimizer)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.rand(TENSORS, 8, generator=generator, dtype=torch.float64)
+        rows[:, 6] = 0.0  # the non-finite count of a healthy step
+        self.rows = rows.reshape(-1).tolist()
+        self.buckets = torch.randint(1000, (TENSORS, 64), generator=generator).reshape(-1).tolist()
+
+    def nanoseconds(self, step, *, histograms=False):
+        """One step's record: 150 tensors x 8 statistics, the STEP fields, and if asked for 150 histograms."""
+        part = Part(self.entry)
+        part.step = step
+        part.gradients = self.gradients.begin()
+        reading = part.gradients.reading
+        reading.threshold = True
+        reading.entries = dict.fromkeys(range(TENSORS), 4)
+        places = range(TENSORS)
+        began = time.perf_counter_ns()
+        reading._take_rows(places, self.rows)
+        if histograms:
+            reading._take_histograms(places, self.buckets)
+        part.at_end(self.gradients._finish)
+        part.close()
+        part.write(self.session, self.session.guard)
+        return time.perf_counter_ns() - began
+
+
+def series(one, steps, **options):
+    """Microseconds of `steps` records, after a warm-up."""
+    for step in range(1, 200):
+        one.nanoseconds(step, **options)
+    return [one.nanoseconds(step, **options) / 1000 for step in range(1, steps + 1)]
+
+
+def beside_a_busy_thread(one, steps):
+    """The same while another Python thread never rests: whoever gives up the GIL while recording waits 5 ms for it.
+
+    Between two records the GIL is given up, as every operator of a training step does: a record that follows another at once
+    would end beyond its 5 ms slice now and then, whatever it did.
+    """
+    stop = threading.Event()
+
+    def busy():
+        while not stop.is_set():
+            sum(range(500))
+
+    thread = threading.Thread(target=busy, daemon=True)
+    thread.start()
+    try:
+        found = []
+        for step in range(1, steps + 1):
+            time.sleep(0)
+            found.append(one.nanoseconds(step) / 1000)
+        return found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def main():
+    bench = Bench("recording", f"Recording one step: {TENSORS} tensors x 8 statistics, on the training thread")
+    steps = 2_000 if bench.quick else 20_000
+    one = OneStep()
+    alone = series(one, steps)
+    busy = beside_a_busy_thread(one, steps // 4)
+    with_histograms = series(one, steps // 4, histograms=True)
+    assert one.session.faults == [], one.session.faults
+    bench.number("record, p50", percentile(alone, 50), "us", at_most=50)
+    bench.number("record, p99", percentile(alone, 99), "us", at_most=150)
+    bench.number("record beside one busy Python thread, p50", percentile(busy, 50), "us")
+    bench.number("record beside one busy Python thread, p99", percentile(busy, 99), "us", at_most=300)
+    bench.number("record with 150 histograms of 64 buckets, p50", percentile(with_histograms, 50), "us", note="sampled steps")
+    bench.number("fastest record", min(alone), "us", note="what is left without other processes")
+    return bench.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
