@@ -17,14 +17,15 @@ UTILIZATION_BYTES = _UTILIZATION.size
 MAX_ROW_BYTES = 32
 
 _NOT_AVAILABLE = 2**64 - 1
+# The kernel's own limit, not /proc/sys/kernel/pid_max: the driver tells the host's pids, also to a container with a lower one.
+_PID_LIMIT = 1 << 22
 
 
 class ProcessLists:
     """Decodes the lists of one driver, and remembers which layout it writes once a list has told them apart."""
 
-    def __init__(self, likely_stride: int, pid_max: int) -> None:
+    def __init__(self, likely_stride: int) -> None:
         self._strides = (likely_stride, 56 - likely_stride)  # 24 and 32, the likely one first
-        self._pid_max = pid_max
 
     def rows(self, buffer: bytes, count: int, kind: str, memory_total: int) -> list[Row] | None:
         """The rows of a list, or None when it makes no sense in either layout."""
@@ -33,7 +34,7 @@ class ProcessLists:
                 (pid, None if used == _NOT_AVAILABLE else used, kind)
                 for pid, used, *_ in _LAYOUTS[stride].iter_unpack(buffer[: stride * count])
             ]
-            if all(0 < pid <= self._pid_max and (used is None or used <= memory_total) for pid, used, _ in rows):
+            if all(0 < pid <= _PID_LIMIT and (used is None or used <= memory_total) for pid, used, _ in rows):
                 if count > 1:
                     self._strides = (stride, 56 - stride)
                 return rows

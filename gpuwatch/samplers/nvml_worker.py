@@ -65,8 +65,7 @@ class Driver:
         early_r535 = self.function("nvmlDeviceGetConfComputeMemSizeInfo") and not self.function(
             "nvmlDeviceGetRunningProcessDetailList"
         )
-        with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
-            self.lists = ProcessLists(32 if early_r535 else 24, int(file.read()))
+        self.lists = ProcessLists(32 if early_r535 else 24)
 
     def function(self, symbol: str) -> Any:
         """The library's function, or None when this driver is too old to have it."""

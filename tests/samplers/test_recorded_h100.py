@@ -183,3 +183,18 @@ def test_the_child_takes_less_than_fourteen_mebibytes(sampled):
     (pid,) = run.supervisor.child_pids()
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     assert int(re.search(r"^Pss:\s+(\d+)", rollup, re.MULTILINE)[1]) < 14 * 1024
+
+
+def test_bus_counters_of_32_bits_are_followed_over_their_wraps(sampled):
+    """20 GB/s wraps an H100's counter 4.7 times a second: read once a second, no arithmetic could tell."""
+    gpu = h100()
+    gpu.lines += ["rate field:197 20e9", "rate field:198 1e6"]
+    run = sampled([gpu])
+    run.turns(2.5)  # it may take a reading or two to see that the bus is busy
+    before, since = run.value(0, "pcie_transmit_bytes_total"), run.gpu(0).last_sample_monotonic_ns
+    slow_before = run.value(0, "pcie_receive_bytes_total")
+    run.until(lambda: run.gpu(0).last_sample_monotonic_ns > since + 2_500_000_000)
+    seconds = (run.gpu(0).last_sample_monotonic_ns - since) / 1e9
+    assert run.value(0, "pcie_transmit_bytes_total") - before == pytest.approx(20e9 * seconds, rel=0.15)
+    assert run.value(0, "pcie_receive_bytes_total") - slow_before == pytest.approx(1e6 * seconds, rel=0.5)
+    assert 20e9 > 2**32  # twin: a counter of 32 bits that is read once a second can show no more than 4.3 GB/s
