@@ -27,7 +27,12 @@ class Upkeep:
 
     def keep_state(self) -> None:
         """Close silent steps, write what waits; say when the disk refuses, and when it takes again."""
-        self._state.tick()
+        try:
+            self._state.tick()
+        finally:
+            self._judge_journals()
+
+    def _judge_journals(self) -> None:
         with self._state.lock:
             paused = {
                 run.directory: ", ".join(sorted(run.journal.errors))

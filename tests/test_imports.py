@@ -126,12 +126,14 @@ def test_detectors_have_no_clock_no_files_and_no_threads(path):
 
 @pytest.mark.parametrize("path", sources(HOOKS), ids=lambda path: str(path.relative_to(HOOKS)))
 def test_hooks_import_the_standard_library_and_torch_alone(path):
-    # An adapter's host is there when the adapter is called, and the figure's library when a figure is logged.
+    # The figure's library is there when a figure is logged; an adapter subclasses what its host has; and sitecustomize is
+    # also read by a Python 2 that happens to be in the job.
     hosts = {"lightning", "pytorch_lightning", "transformers", "accelerate", "matplotlib", "triton"}
+    alone = {"adapters": hosts, "inject": {"thread"}}.get(path.relative_to(HOOKS).parts[0], set())
     for module, line, inside in imports(path, package_of(path, HOOKS, "gpuwatch_hooks")):
         top = module.split(".")[0]
         where = f"{path.relative_to(ROOT)}:{line} imports {module}"
-        assert top in STDLIB or top == "gpuwatch_hooks" or (inside and top in {"torch", *hosts}), where
+        assert top in STDLIB or top == "gpuwatch_hooks" or top in alone or (inside and top in {"torch", *hosts}), where
 
 
 def test_files_are_short_and_named_after_an_idea():
