@@ -22,9 +22,10 @@ def markdown(finding: Finding) -> str:
         ("layer", f"`{_cell(finding.layer)}`" if finding.layer else ""),
         (_cell(finding.statistic), f"{finding.value:.6g} (threshold {finding.threshold:.6g})"),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    head, *lines = [f"| {name} | {value} |" for name, value in rows if value]
+    table = "\n".join((head, "|---|---|", *lines))
     return (
-        f"**{finding.rule}** ({finding.severity}): {finding.summary}\n\n| | |\n|---|---|\n{table}\n\n"
+        f"**{finding.rule}** ({finding.severity}): {finding.summary}\n\n{table}\n\n"
         f"**What to do:** {finding.action}\n\n`gpuwatch explain {finding.rule}` has more.\n"
     )
 

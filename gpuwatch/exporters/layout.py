@@ -12,8 +12,10 @@ _METADATA = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="
 #: category -> chart -> regular expressions, each matched from the start of a tag.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "Training": {
-        "Loss": (r"train/loss$", r"[Ll]oss/"),
-        "Accuracy": (r"[Aa]cc(uracy)?(/|$)",),
+        "Loss": (r"train/loss",),
+        # What the job logs has an axis of its own, often of epochs: in one chart with the steps it would be a bar at 0.
+        "Losses that the job logs": (r"(?!train/loss).*[Ll]oss(?!_scale)",),
+        "Accuracy that the job logs": (r".*[Aa]cc",),
         "Learning rate": (r"train/lr/",),
     },
     "Gradients": {

@@ -184,10 +184,16 @@ def test_custom_scalars(board):
         "Speed",
         "GPU",
     ]
-    assert len(layout["category"][0]["chart"]) == 3  # both ranks carry the layout: equal charts are merged
+    assert len(layout["category"][0]["chart"]) == 4  # both ranks carry the layout: equal charts are merged
     pattern = layout["category"][1]["chart"][1]["multiline"]["tag"][0]
     found = board.get("plugin/custom_scalars/scalars", run="digits/rank0", tag=pattern)
     assert set(found["tag_to_events"]) == {f"grad/{layer}/norm" for layer in LAYERS}
+    logged = layout["category"][0]["chart"][1]["multiline"]["tag"][0]
+    assert board.get("plugin/custom_scalars/scalars", run="digits/rank0", tag=logged)["tag_to_events"] == {}
+    accuracy = layout["category"][0]["chart"][2]["multiline"]["tag"][0]
+    assert set(board.get("plugin/custom_scalars/scalars", run="digits/rank0", tag=accuracy)["tag_to_events"]) == {
+        "Accuracy/val"
+    }
 
 
 def hparams(board, path, **body):
