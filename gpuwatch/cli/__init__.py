@@ -59,7 +59,8 @@ class _Commands(click.Group):
 
 @click.command(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(gpuwatch.__version__, package_name="gpuwatchd", prog_name="gpuwatch")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     r"""Watch PyTorch training: light hooks in the job, judgement in a daemon beside it.
 
     \b
@@ -67,6 +68,9 @@ def cli() -> None:
     gpuwatch run -- python train.py     watch your own training
     gpuwatch status                     how the newest run is doing
     """
+    from gpuwatch.cli.terminal import coloured
+
+    ctx.color = coloured()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

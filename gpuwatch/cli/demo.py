@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -54,13 +55,13 @@ def command(seconds: float, no_browser: bool, logdir: Path) -> None:
     for line in card.lines(ranks):
         click.echo(line)
     click.echo(f"\nThe learning rate was multiplied by {_BREAK_BY:g} half-way. Where to look now:")
-    folder = shlex.quote(str(logdir))
+    folder, ours = shlex.quote(str(logdir)), _beside_us("gpuwatch")
     for what, how in (
-        ("this again", f"gpuwatch status {name} --logdir {folder}"),
-        ("all runs", f"gpuwatch runs --logdir {folder}"),
+        ("this again", f"{ours} status {name} --logdir {folder}"),
+        ("all runs", f"{ours} runs --logdir {folder}"),
         ("curves, histograms", f"{_beside_us('tensorboard')} --logdir {folder}"),
         ("files", str(ranks[0].path)),
-        ("your own training", "gpuwatch run -- python train.py"),
+        ("your own training", f"{ours} run -- python train.py"),
     ):
         click.echo(f"  {what:<20}{how}")
     if not any(rank.summary.findings for rank in ranks):
@@ -74,7 +75,5 @@ def _has_browser() -> bool:
 
 def _beside_us(program: str) -> str:
     """`program` as it can be typed: by name when it is on PATH, else by its path beside our interpreter."""
-    import shutil
-
     beside = Path(sys.executable).with_name(program)
     return program if shutil.which(program) or not beside.exists() else os.path.relpath(beside)

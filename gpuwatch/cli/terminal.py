@@ -17,8 +17,10 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def coloured() -> bool:
-    """Whether standard output takes colours: a terminal, no NO_COLOR (no-color.org), not TERM=dumb."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether standard output takes colours: a terminal, or FORCE_COLOR; never with NO_COLOR (no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def paint(text: str, colour: str, *, bold: bool = False) -> str:

@@ -27,7 +27,7 @@ def test_the_demo_finds_the_broken_learning_rate(gpuwatch, tmp_path):
     assert {"loss_diverging", "loss_spike", "exploding_gradient", "update_ratio_high"} & set(run["findings"]), run
     for rule in run["findings"]:
         assert rule in result.stdout
-    for command in re.findall(r"  gpuwatch (status \S+ --logdir \S+|runs --logdir \S+)", result.stdout.replace("  ", "   ")):
+    for command in re.findall(r"gpuwatch (status \S+ --logdir \S+|runs --logdir \S+)", result.stdout):
         assert gpuwatch(*command.split()).stdout
     events = EventAccumulator(str(tmp_path / "runs" / run["run"]), {"scalars": 0}).Reload()
     losses = events.Scalars("train/loss")
