@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from . import in_backward
+from . import in_backward, untraced
 from .governor import Governor
 from .part import Part
 from .probes import ORDER
@@ -215,19 +215,27 @@ class Recorder:
         if not callable(closure):
             return None
         part.closure_calls = 0
-        clock = self.clock
+        guard = self.session.guard
+        begin, end = guard.wrap("recorder", self._closure_begins), guard.wrap("recorder", self._closure_ends)
 
         def counted(*closure_args, **closure_kwargs):
-            part.closure_calls += 1
-            clock.enter("forward", _now())
+            begin(part)
             try:
                 return closure(*closure_args, **closure_kwargs)
             finally:
-                clock.leave(_now())
+                end()
 
+        untraced.stand_in(counted, closure)
         if "closure" in kwargs:
             return args, dict(kwargs, closure=counted)
         return (args[0], counted, *args[2:]), kwargs
+
+    def _closure_begins(self, part):
+        part.closure_calls += 1
+        self.clock.enter("forward", _now())
+
+    def _closure_ends(self):
+        self.clock.leave(_now())
 
     def _arm(self, optimizer):
         session = self.session

@@ -103,6 +103,8 @@ class LossScaleProbe:
     # ---------------------------------------------------------------------------------------------------- wrappers
     def _mark(self, scaler, scaled):
         """Remember on the graph itself that this loss is scaled: on its node, so that nothing is kept alive."""
+        if not scaler._enabled:
+            return
         for tensor in (scaled,) if hasattr(scaled, "grad_fn") else tuple(scaled):
             if getattr(tensor, "grad_fn", None) is not None:
                 tensor.grad_fn.metadata[MARK] = weakref.ref(scaler)
@@ -148,8 +150,7 @@ def _subclasses(owner):
 def _marking(original, mark):
     def scale(self, *args, **kwargs):
         scaled = original(self, *args, **kwargs)
-        if self._enabled:
-            mark(self, scaled)
+        mark(self, scaled)
         return scaled
 
     return scale
