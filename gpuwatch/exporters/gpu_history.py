@@ -48,11 +48,18 @@ class GpuHistory:
 
     def readings(self, pid: int, monotonic_ns: int) -> list[tuple[str, float]]:
         """(tag, value) of the GPUs that process `pid` was on at a moment; of all GPUs when none lists the process."""
-        nearest = [
-            min(reversed(kept), key=lambda sample: abs(sample.monotonic_ns - monotonic_ns))
-            for kept in self._samples.values()
-            if kept
-        ]
+        nearest = [_nearest(kept, monotonic_ns) for kept in self._samples.values() if kept]
         near = [sample for sample in nearest if abs(sample.monotonic_ns - monotonic_ns) <= _MAX_DISTANCE_NS]
         own = [sample for sample in near if pid in sample.pids]
         return [value for sample in (own or near[:_MAX_GPUS]) for value in sample.values]
+
+
+def _nearest(kept: deque[_Sample], monotonic_ns: int) -> _Sample:
+    """The sample nearest in time. Sought from the end: a step that is being exported is mostly seconds old."""
+    after = kept[-1]
+    for sample in reversed(kept):
+        if sample.monotonic_ns <= monotonic_ns:
+            closer = monotonic_ns - sample.monotonic_ns <= abs(after.monotonic_ns - monotonic_ns)
+            return sample if closer else after
+        after = sample
+    return after

@@ -38,8 +38,10 @@ _log = logging.getLogger(__name__)
 CHECKPOINT_NAME = "tensorboard.json"
 CHECKPOINT_NS = 10_000_000_000
 RETRY_NS = 5_000_000_000
-#: Journal entries of one batch: what a full disk keeps in memory of one run.
-_ENTRIES = 256
+#: A batch ends after so many records of the journal, or so many bytes of them (one may be a picture of 16 MiB): this is
+#: what a full disk keeps in memory of one run.
+_BATCH_RECORDS = 256
+_BATCH_BYTES = 1 << 20
 
 
 class Checkpoint(msgspec.Struct):
@@ -106,14 +108,10 @@ class RunExport:
         """
         if self._batch and not self._write(now_ns):
             return False
-        entries = self._journal.read(_ENTRIES)
-        for entry in entries:
-            self._put(self._observe(entry.frame))
-            if self._events.is_idle:
-                self._safe = entry.position
-        if not entries:
+        more = self._read_batch()
+        if not more:
             self._put(self._events.flush(now_ns))
-        return self._write(now_ns) and bool(entries)
+        return self._write(now_ns) and more
 
     def finish(self, reason: str, now_ns: int) -> None:
         """The run has ended for `reason` and its journal has been read: write what closes it."""
@@ -128,6 +126,21 @@ class RunExport:
         self._close_file()
         self._journal.close()
         os.close(self._directory_fd)
+
+    def _read_batch(self) -> bool:
+        """Translate the journal's next records. False when there were no more."""
+        read_bytes = 0
+        for _ in range(_BATCH_RECORDS):
+            entries = self._journal.read(1)
+            if not entries:
+                return False
+            self._put(self._observe(entries[0].frame))
+            if self._events.is_idle:
+                self._safe = entries[0].position
+            read_bytes += len(entries[0].frame.payload)
+            if read_bytes >= _BATCH_BYTES:
+                break
+        return True
 
     def _observe(self, frame: Frame) -> list[bytes]:
         try:
