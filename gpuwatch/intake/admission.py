@@ -69,10 +69,12 @@ class Admission:
         end = min(stretch.first + len(stretch.names), most)
         self.series += max(0, end - known)
         tables[stretch.table] = max(known, end)
-        kept = max(0, end - stretch.first)
-        if kept == len(stretch.names):
+        if end == stretch.first + len(stretch.names):
             return stretch, 0
-        cut = msgspec.structs.replace(stretch, names=stretch.names[:kept], numels=stretch.numels[:kept])
+        kept = max(0, end - stretch.first)
+        # The table fills what lies before `first` with names of its own: those must not be over the quota either.
+        first = min(stretch.first, end)
+        cut = msgspec.structs.replace(stretch, first=first, names=stretch.names[:kept], numels=stretch.numels[:kept])
         return cut, len(stretch.names) - kept
 
     def keep_only(self, live_runs: Container[str]) -> None:

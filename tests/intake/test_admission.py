@@ -1,11 +1,12 @@
 """Quotas: exactly what the limits say, given back when a run ends, and nothing over them is lost without a count."""
 
 from gpuwatch_hooks import wire
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuwatch.config import Limits
 from gpuwatch.intake.admission import Admission
+from gpuwatch.state.names import NameTable
 from gpuwatch.state.records import Names, Scalar
 
 
@@ -74,14 +75,18 @@ names = st.builds(
 asks = st.lists(st.tuples(st.sampled_from("abc"), names | st.lists(st.text(max_size=2), max_size=30)), max_size=40)
 
 
+@settings(max_examples=60, deadline=None)
 @given(asks, st.integers(100, 300))
 def test_never_more_than_the_limits_whatever_is_asked(asked, limit):
     admission = Admission(Limits(series=limit, tags_per_run=50, tensors_per_run=200))
+    tables = {}
     for run, ask in asked:
         if isinstance(ask, Names):
             stretch, cut = admission.admit_names(run, ask)
             assert len(stretch.names) + cut == len(ask.names)
-            assert stretch.first + len(stretch.names) <= 200 or not stretch.names or ask.table == "group"
+            assert stretch.first + len(stretch.names) <= (200 if ask.table == "tensor" else limit)
+            tables.setdefault((run, ask.table), NameTable(10_000)).add(stretch)
+            assert sum(len(table.names) for table in tables.values()) <= limit
         else:
             rows, folded = admission.admit_scalars(run, scalars(*ask))
             assert len(rows) == len(ask)

@@ -250,7 +250,7 @@ def test_beside_a_writer_at_full_speed_nothing_torn_is_taken_and_every_record_is
 def test_what_a_killed_writer_leaves_is_whole():
     """Killed at random instants, in mid-write too: what its ring still says is true."""
     whole = 0
-    for attempt in range(20):
+    for attempt in range(12):
         process, reader = start_writer(0)
         try:
             time.sleep(0.002 + 0.0011 * attempt)
@@ -268,4 +268,4 @@ def test_what_a_killed_writer_leaves_is_whole():
             process.kill()
             process.wait(10)
             reader.close()
-    assert whole > 300
+    assert whole > 150
