@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test check bench system-packages install-demo install-dev clean
+.PHONY: help demo test check bench chaos soak system-packages install-demo install-dev clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -27,6 +27,13 @@ bench: install-dev ## every bench, quick (FULL=1: as long as the numbers in docs
 	@set -e; for bench in tests/bench/bench_*.py; do \
 	  echo "### $$bench"; $(BIN)/python $$bench $(if $(FULL),,--quick) $(BENCH_ARGS); \
 	done
+
+chaos: install-dev system-packages ## the daemon and trainers killed, stopped and lied to, at length (about half an hour)
+	GPUWATCH_CHAOS_ROUNDS=13 $(BIN)/python -m pytest tests/chaos tests/hostile $(PYTEST_ARGS)
+	$(BIN)/python -m tests.hostile.fuzz --inputs 10000000
+
+soak: install-dev ## ten million records through one daemon (about twenty minutes)
+	GPUWATCH_SOAK_RECORDS=10000000 $(BIN)/python -m pytest tests/soak $(PYTEST_ARGS)
 
 # Prometheus with promtool, a C compiler, strace and a browser: the tests run the real thing. Needs root only when one is missing.
 system-packages:
