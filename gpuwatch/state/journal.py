@@ -152,7 +152,7 @@ class JournalWriter:
 
     def _open_segment(self) -> None:
         self._close_segment()
-        number = self.segment + 1
+        number = max([self.segment, *segment_numbers(self.directory_fd)]) + 1
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(segment_name(number), flags, 0o644, dir_fd=self.directory_fd)
         # From here the number is taken, whatever happens next: a reader must never see a segment change its mind.

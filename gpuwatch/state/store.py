@@ -149,7 +149,9 @@ class State:
     def save(self, run: Run) -> None:
         """Replace the run's run.json. A disk that refuses is counted, and tried again a second later."""
         with self.lock:
-            self._saved_at_ns[run.directory] = self._monotonic_ns()
+            now_ns = self._saved_at_ns[run.directory] = self._monotonic_ns()
+            if run.journal is not None:
+                run.journal.flush(now_ns)  # the checkpoint may not go further than the journal
             try:
                 data = summary.encode(recovery.summarize(run, self.findings.of_run(run.directory), self._wall_seconds()))
                 directories.replace_file(run.place.fd, directories.SUMMARY_NAME, data)

@@ -49,6 +49,15 @@ def test_nothing_is_scored_before_the_warm_up() -> None:
     assert baseline.ready
 
 
+def test_an_outlier_enters_the_window_at_three_sigmas() -> None:
+    baseline = Baseline(window=3, warmup=3)
+    for value in (1.0, 2.0, 3.0, 1e9):
+        baseline.add(value)  # median 2, sigma 1.4826: the last one enters as 6.4478
+    assert baseline.median == 3.0
+    baseline.add(1e9)
+    assert baseline.median == pytest.approx(2.0 + 3 * 1.4826)
+
+
 def test_an_outlier_does_not_widen_what_is_normal() -> None:
     rng = random.Random(0)
     baseline = Baseline()

@@ -174,6 +174,39 @@ def test_a_record_that_an_io_error_hid_is_given_out_once(tmp_path: Path) -> None
     reader.close()
 
 
+def test_two_writers_never_share_a_segment(tmp_path: Path) -> None:
+    """Two daemons on one log directory: a mistake, and no damage."""
+    writers = [JournalWriter(open_directory(tmp_path), segment_bytes=200) for _ in range(2)]
+    for n in range(1, 20):
+        for ring, writer in enumerate(writers):
+            writer.append(ring, n, 0, wire.KIND_STEP, bytes(50))
+            assert writer.flush(0)
+    reader = JournalReader(tmp_path)
+    read = [(entry.frame.ring_id, entry.frame.sequence) for entry in reader.read(10**6)]
+    assert sorted(read) == [(ring, n) for ring in range(2) for n in range(1, 20)]
+    reader.close()
+    for writer in writers:
+        writer.close(0)
+
+
+def test_what_is_appended_while_the_reader_looks_for_a_later_segment_is_not_lost(tmp_path: Path) -> None:
+    class Racing(JournalReader):
+        """The writer appends to the first segment and begins the second just before the reader lists the directory."""
+
+        def _numbers(self) -> list[int]:
+            if self._fd >= 0 and not (tmp_path / "000002.journal").exists():
+                with (tmp_path / "000001.journal").open("ab") as file:
+                    file.write(frames.encode(RING, 2, 2, wire.KIND_STEP, b"x"))
+                body = frames.encode(RING, 3, 3, wire.KIND_STEP, b"x")
+                (tmp_path / "000002.journal").write_bytes(frames.SEGMENT_MAGIC + body)
+            return super()._numbers()
+
+    (tmp_path / "000001.journal").write_bytes(frames.SEGMENT_MAGIC + frames.encode(RING, 1, 1, wire.KIND_STEP, b"x"))
+    reader = Racing(tmp_path)
+    assert read_all(reader) == [1, 2, 3]
+    reader.close()
+
+
 def test_an_oversized_record_is_refused_before_it_is_written() -> None:
     with pytest.raises(ValueError, match="frame of"):
         frames.encode(RING, 1, 0, wire.KIND_STEP, bytes(frames.MAX_FRAME_BYTES))

@@ -93,6 +93,8 @@ def test_a_daemon_that_was_killed_leaves_nothing_acknowledged_behind(make_state:
     first.control(run, 3, Meta({"precision": "fp32"}))
     first.find(run, finding(step=50))
     # No close: the first daemon is dead, and run.json says 40 steps.
+    assert summary_of(run).counters.steps == 40
+    assert summary_of(run).checkpoint is not None
     second = make_state()
     again = second.open_run(hello(), identity())
     assert again.directory == run.directory
