@@ -16,7 +16,7 @@ from gpuwatch.state.journal import JournalWriter
 from gpuwatch.state.names import NameTable
 from gpuwatch.state.records import End, Event, HistogramRows, Meta, Names, Record, Scalar, StepPart, TensorRows
 from gpuwatch.state.series import Window
-from gpuwatch.state.steps import Step, StepMerger
+from gpuwatch.state.steps import MAX_PARTS, Step, StepMerger
 from gpuwatch.state.summary import Checkpoint
 
 #: Fields whose last points are kept for plots: 16 bytes a point.
@@ -51,7 +51,7 @@ class Run:
         self.durations = Durations()
         self.step: Step | None = None  # the last final one
         self.values: dict[str, float] = {}  # the last known value of each step field: sampled ones are older than `step`
-        self.learning_rates: list[tuple[float, float]] = []  # (learning rate, weight decay) a group, optimizers in order
+        self.learning_rates: list[tuple[float, float]] = []  # (learning rate, weight decay) as `groups` names them
         self.scalars: dict[str, Scalar] = {}
         self.tags_left_out = 0
         self.events: list[Event] = []  # the last MAX_EVENTS
@@ -60,6 +60,7 @@ class Run:
         self.journal: JournalWriter | None = None
         self.checkpoint: Checkpoint | None = None  # the last one that run.json was given
         self.changed = True  # since run.json was written
+        self._rates: dict[int, tuple[tuple[float, float], ...]] = {}  # optimizer -> (learning rate, weight decay) a group
         self._tables: dict[tuple[str, int], tuple[TensorRows, ...]] = {}
         self._histograms: dict[tuple[str, int], tuple[HistogramRows, ...]] = {}
 
@@ -147,7 +148,7 @@ class Run:
         for step in steps:
             self.step = step
             self.values.update(step.values)
-            self.learning_rates = [group for optimizer in sorted(step.groups) for group in step.groups[optimizer]]
+            self._keep_rates(step)
             self.counters.add_step(step)
             self.counters.dropped["late"] = self.merger.late_parts
             took = step.values.get("step_seconds")
@@ -160,6 +161,13 @@ class Run:
             self._keep_tables(step)
             self.changed = True
         return steps
+
+    def _keep_rates(self, step: Step) -> None:
+        # Optimizers that take turns (a GAN's) are not all in each step, and the name table numbers the groups of all.
+        for optimizer, groups in step.groups.items():
+            if optimizer in self._rates or len(self._rates) < MAX_PARTS:
+                self._rates[optimizer] = groups
+        self.learning_rates = [group for optimizer in sorted(self._rates) for group in self._rates[optimizer]]
 
     def _keep_tables(self, step: Step) -> None:
         if step.tensors:

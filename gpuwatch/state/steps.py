@@ -15,6 +15,8 @@ from gpuwatch.state.records import End, HistogramRows, Record, StepPart, TensorR
 
 #: A step with several optimizers is final after this much silence, or twice the longest gap seen between its parts.
 SILENCE_NS = 1_000_000_000
+#: Optimizers that one step may have; a part more is counted as late. Each part is compared with all before it.
+MAX_PARTS = 256
 #: Tables held for a step that was not committed yet: 4 optimizers x 3 families x 2,000 tensors in 16 KiB slots fit.
 MAX_WAITING_TABLES = 2048
 
@@ -69,6 +71,11 @@ class StepMerger:
             return self.close()
         return []
 
+    def _fits(self, part: StepPart) -> bool:
+        """The open step, if there is one, may take this part."""
+        others = self._parts
+        return len(others) < MAX_PARTS and all(part.step == p.step and part.optimizer != p.optimizer for p in others)
+
     def close(self) -> list[Step]:
         """The open step, whatever it still waits for."""
         if not self._parts:
@@ -83,7 +90,7 @@ class StepMerger:
         done: list[Step] = []
         if self._parts and part.step > self._parts[0].step:
             done = self.close()
-        if part.step <= self.last_step or any(part.step != p.step or part.optimizer == p.optimizer for p in self._parts):
+        if part.step <= self.last_step or not self._fits(part):
             self.late_parts += 1
             closed_step, closed_ns = self._late
             if part.step == closed_step:  # silence closed it too early: this run's optimizers are further apart

@@ -121,6 +121,14 @@ def test_tables_are_committed_by_their_own_part_only() -> None:
     assert [(rows.step, rows.optimizer) for rows in step.tensors] == [(1, 0), (1, 1)]
 
 
+def test_a_step_has_a_bounded_number_of_parts() -> None:
+    merger = StepMerger()
+    for optimizer in range(1000):
+        merger.feed(part(1, optimizer))
+    (step,) = merger.close()
+    assert (len(step.groups), merger.late_parts) == (256, 744)
+
+
 def test_uncommitted_tables_are_bounded() -> None:
     merger = StepMerger()
     for _ in range(5000):

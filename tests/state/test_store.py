@@ -249,6 +249,19 @@ def test_the_latest_layers_of_each_family_are_kept(make_state: MakeState) -> Non
     assert list(run.tables("update")) == []
 
 
+def test_learning_rates_stay_in_the_order_of_their_names_when_optimizers_take_turns(make_state: MakeState) -> None:
+    state = make_state()
+    run = state.open_run(hello(), identity())
+    state.control(run, 1, Names("group", 1, 0, ("G/slow", "G/fast", "D/group0")))
+    both = [
+        (1, step_payload(1, {}, 0, complete=False, groups=(0.1, 0.0, 0.2, 0.0))),
+        (1, step_payload(1, {}, 1, groups=(0.3, 0.0))),
+    ]
+    state.ring(run, slots([*both, (1, step_payload(2, {}, 1, groups=(0.4, 0.0)))]))
+    rates = {run.group_name(index): rate for index, (rate, _) in enumerate(run.learning_rates)}
+    assert rates == {"G/slow": 0.1, "G/fast": 0.2, "D/group0": 0.4}
+
+
 def test_tags_and_facts_are_bounded(make_state: MakeState) -> None:
     state = make_state()
     run = state.open_run(hello(), identity())
