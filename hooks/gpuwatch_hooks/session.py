@@ -197,8 +197,9 @@ class Session:
         """Take the patches out and stop recording, from any thread; with a `reason`, write an END record first."""
         if self.over:
             return
-        if self.recorder is not None:
-            self.guard.run("remove", self.recorder.remove)
+        recorder, self.recorder = self.recorder, None  # with it goes what the probes hold of the user's objects
+        if recorder is not None:
+            self.guard.run("remove", recorder.remove)
         self.ledger.remove()
         if self.armed and reason is not None:
             self._write_end(reason)

@@ -151,7 +151,7 @@ def test_no_fault_of_ours_reaches_training_whichever_call_it_is(expected, socket
 
 @pytest.mark.usefixtures("_quiet")
 def test_only_what_passes_a_call_on_runs_outside_the_boundary(socket_path):
-    """A wrapper's code names no global and no attribute: it calls its own variables, which are the original and the boundary."""
+    """A wrapper's code names no global and no attribute: it calls its variables: the original, and the boundary."""
     counting = Injector()
     run(counting, socket_path)
     assert set(counting.outside) >= {"guard.Guard.wrap.hook", "patching._switchable.wrapper"}
