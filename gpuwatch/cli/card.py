@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +83,9 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
     values = {name: summary.number(value) for name, value in known.values.items()}
     recent = {name: [summary.number(value) for value in series] for name, series in known.recent.items()}
     if "loss" in values:
-        yield "loss", f"{number(values['loss']):<12} {sparkline(recent.get('loss', []))}"
+        yield "loss", f"{sparkline(recent.get('loss', [])):<40} {number(values['loss'])}"
     if "grad_norm" in values:
-        yield "gradient", f"{_gradient(values):<12} {sparkline(recent.get('grad_norm', []))}"
+        yield "gradient", f"{sparkline(recent.get('grad_norm', [])):<40} {_gradient(values)}"
     if known.learning_rates:
         rates = dict.fromkeys(number(summary.number(rate)) for rate in known.learning_rates)
         yield "rate", ", ".join(list(rates)[:6]) + _update(values)
@@ -168,27 +169,34 @@ def _one_line(rank: Recorded) -> str:
 
 
 def _findings(ranks: list[Recorded]) -> Iterator[str]:
-    findings = [finding for rank in ranks for finding in rank.summary.findings]
-    active = sorted((f for f in findings if f.state == "active"), key=lambda f: (_ORDER.get(f.severity, 3), f.step))
-    closed = [f for f in findings if f.state != "active"][-_CLOSED_SHOWN:]
+    findings = sorted((f for rank in ranks for f in rank.summary.findings), key=lambda f: f.step)
+    active = [finding for finding in findings if finding.state == "active"]
     label = "  " + dim("findings".ljust(11))
     if not findings:
         yield label + paint("none", "green")
         return
-    over = all(rank.status != "live" for rank in ranks)
-    yield label + (str(len(findings)) if over else f"{len(active)} active, {len(findings) - len(active)} closed")
-    for finding in sorted(active + closed, key=lambda f: f.step) if over else active:
-        yield from finding_lines(finding)
-    for finding in [] if over else closed:
+    if any(rank.status == "live" for rank in ranks):
+        yield label + f"{len(active)} active, {len(findings) - len(active)} closed"
+        closed = [finding for finding in findings if finding.state != "active"][-_CLOSED_SHOWN:]
+        active.sort(key=lambda f: _ORDER.get(f.severity, 3))
+    else:
+        yield label + str(len(findings))
+        active, closed = findings, []
+    times = Counter((finding.rule, finding.layer) for finding in active)
+    for finding in active:
+        if count := times.pop((finding.rule, finding.layer), 0):
+            yield from finding_lines(finding, count)
+    for finding in closed:
         steps = f"steps {finding.first_step:,} to {finding.last_step:,}"
         yield "    " + dim(f"closed    {finding.rule}, {steps}: {finding.summary}")
 
 
-def finding_lines(finding: Finding) -> Iterator[str]:
-    """A finding as a paragraph: what is wrong since when, and what to do."""
+def finding_lines(finding: Finding, count: int = 1) -> Iterator[str]:
+    """A finding as a paragraph: what is wrong since when, how often, and what to do."""
     severity = finding.severity.ljust(8)
     layer = f" in {finding.layer}" if finding.layer else ""
-    told = f"{severity}  {finding.rule}{layer}, from step {finding.first_step:,}: {finding.summary}"
+    again = f" (the first of {count})" if count > 1 else ""
+    told = f"{severity}  {finding.rule}{layer}, from step {finding.first_step:,}{again}: {finding.summary}"
     first, *others = _wrapped(told)
     yield first.replace(severity, paint(severity, _SEVERITY_COLOURS.get(finding.severity, ""), bold=True), 1)
     yield from others

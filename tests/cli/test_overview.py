@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import gpuwatch as package
 from gpuwatch.cli import COMMANDS
+from tests.cli.conftest import ROOT
 
 LOADED = """
 import json, sys
@@ -55,6 +57,19 @@ def test_every_command_explains_itself_with_an_example(gpuwatch, name):
 
 def test_version(gpuwatch):
     assert gpuwatch("--version").stdout == f"gpuwatch, version {package.__version__}\n"
+
+
+def test_the_readme_names_every_command_and_no_other():
+    table = re.findall(r"^\| `gpuwatch (\w[\w-]*)[^|]*` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+)
+def test_links_in_the_documents_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text()):
+        assert target.startswith("http") or ((ROOT / page).parent / target).exists(), target
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

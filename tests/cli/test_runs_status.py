@@ -3,6 +3,7 @@
 import json
 import math
 
+import msgspec
 import pytest
 
 from gpuwatch.state.findings import Finding
@@ -75,8 +76,8 @@ def test_status_shows_what_is_known(gpuwatch, recorder):
     for line in (
         "digits  live  step 3, 4 steps/s (250.0 ms a step)",
         "train, Python 3.11.7, torch 2.13.0, cpu, autocast to float16",
-        "loss       0.3333       █▃▁",
-        "gradient   90 before clipping, 1 after",
+        f"loss       {'█▃▁':<40} 0.3333",
+        f"gradient   {'▁▁▁':<40} 90 before clipping, 1 after",
         "rate       0.1, update/weight 0.001",
         "loss scale 1024, 3 back-offs, 3 skipped steps",
         "░ data 25%  ▒ forward 75%  ▓ backward 0%  █ optimizer 0%  · other 0%",
@@ -89,11 +90,28 @@ def test_status_shows_what_is_known(gpuwatch, recorder):
         assert line in out, out
 
 
+def test_status_of_an_ended_run_shows_each_rule_once_with_what_to_do(gpuwatch, recorder):
+    run = recorder.run("digits")
+    for first_step, rule, severity in ((1, "loss_spike", "warning"), (2, "loss_spike", "warning"), (3, "dead_layer", "info")):
+        again = finding(rule=rule, severity=severity, first_step=first_step, step=first_step, action=f"Look at {rule}.")
+        recorder.state.find(run, again)
+        recorder.state.find(run, msgspec.structs.replace(again, state="closed"))
+    recorder.state.save(run)
+    lines = [line.strip() for line in gpuwatch("status", "digits").stdout.splitlines()]
+    assert lines[-5:] == [
+        "findings   3",
+        "warning   loss_spike, from step 1 (the first of 2): The norm is 90.",
+        "Look at loss_spike.",
+        "info      dead_layer, from step 3: The norm is 90.",
+        "Look at dead_layer.",
+    ]
+
+
 def test_status_of_a_loss_that_is_not_a_number(gpuwatch, recorder):
     recorder.run("broken", fields={"grad_norm": math.inf, "grad_nonfinite_count": 12.0, "loss": math.nan})
     out = gpuwatch("status", "broken").stdout
-    assert "loss       nan          !!!" in out
-    assert "gradient   inf, 12 entries not finite" in out
+    assert f"loss       {'!!!':<40} nan" in out
+    assert f"gradient   {'!!!':<40} inf, 12 entries not finite" in out
 
 
 def test_status_of_a_run_without_a_step(gpuwatch, recorder):
