@@ -76,6 +76,18 @@ def _in_sight(wanted, optimizers):
     return modules, stepped
 
 
+def optimizers_in_sight():
+    """The torch optimizers in the variables of the running functions, nearest first."""
+    from torch import nn, optim
+
+    found = {}
+    for variables in _namespaces():
+        for _, value in _reachable(variables, nn.Module):
+            if isinstance(value, optim.Optimizer):
+                found.setdefault(id(value), value)
+    return list(found.values())
+
+
 def stripped(path):
     """`path` without what DistributedDataParallel, torch.compile, FSDP and checkpoint wrappers put into it."""
     for wrapping in _WRAPPINGS:

@@ -9,9 +9,12 @@ import math
 import sys
 import time
 
+from .. import discovery
 from .gradients import versions
 
 _now = time.perf_counter_ns
+#: How often the variables of the loop are searched for an optimizer that has not stepped yet.
+SEARCHES = 3
 
 
 class Clip:
@@ -32,6 +35,7 @@ class ClippingProbe:
 
     def install(self, recorder):
         self._recorder = recorder
+        self._searches = 0
         self._parts = []  # that the running call clips
         from torch.nn import utils
         from torch.nn.utils import clip_grad
@@ -72,6 +76,17 @@ class ClippingProbe:
 
     def _measured(self, tensors):
         ids = set(map(id, [tensors] if hasattr(tensors, "dim") else tensors))
+        parts = self._parts_of(ids)
+        if not parts and self._searches < SEARCHES:
+            # The first step's optimizer has not stepped yet, but it is in sight of the loop that clips its gradients.
+            self._searches += 1
+            for optimizer in discovery.optimizers_in_sight():
+                if not ids.isdisjoint(id(p.grad) for group in optimizer.param_groups for p in group["params"]):
+                    self._recorder.roster.entry(optimizer)
+            parts = self._parts_of(ids)
+        return parts
+
+    def _parts_of(self, ids):
         parts = []
         for entry in self._recorder.roster:
             optimizer = entry.optimizer() if entry.optimizer is not None else None

@@ -1,0 +1,144 @@
+"""What the whole hook set costs a CPU training step, beside what people usually write to see their gradients."""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import nn
+
+from tests.bench.harness import Bench
+from tests.hooks.recording import RecordingSession
+
+LAYERS, WIDTH, HEADS, TOKENS, WORDS = 12, 256, 8, 128, 2000
+
+
+class Transformer(nn.Module):
+    """About 10 M parameters in about 150 tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(WORDS, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, WORDS)
+
+    def forward(self, tokens):
+        return self.head(self.layers(self.embed(tokens)))
+
+
+class Job:
+    """One training loop; `observe(model, step)` runs between backward and step, as a logging loop would."""
+
+    def __init__(self, batch):
+        torch.manual_seed(0)
+        self.model = Transformer()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.tokens = torch.randint(WORDS, (batch, TOKENS))
+        self.steps = 0
+
+    def seconds(self, count, observe=None):
+        """Seconds of each of `count` steps."""
+        found = []
+        for _ in range(count):
+            began = time.perf_counter()
+            loss = nn.functional.cross_entropy(self.model(self.tokens).flatten(0, 1), self.tokens.flatten())
+            self.optimizer.zero_grad()
+            loss.backward()
+            if observe is not None:
+                observe(self.model, self.steps)
+            self.optimizer.step()
+            self.steps += 1
+            found.append(time.perf_counter() - began)
+        return found
+
+
+def usual_loop(model, _step):
+    """The line that tutorials show."""
+    return [p.grad.abs().mean().item() for p in model.parameters()]
+
+
+def four_statistics(model, _step):
+    """What people write when they want to see more."""
+    return [
+        (g.norm().item(), g.abs().max().item(), g.mean().item(), g.std().item()) for g in (p.grad for p in model.parameters())
+    ]
+
+
+def histograms(model, step):
+    """A histogram of each gradient at every tenth step, as wandb.watch and its like take them."""
+    return [torch.histc(p.grad, 64).tolist() for p in model.parameters()] if step % 10 == 0 else None
+
+
+class Hooks:
+    """The hook set on one job, put in and taken out between blocks; the plan of the governor lives on."""
+
+    def __init__(self, budget):
+        self.session = RecordingSession(budget=budget)
+
+    def run(self, job, count):
+        self.session.recorder.previous_end = None  # the time since the last block is nobody's step
+        self.session.recorder.install()
+        try:
+            return job.seconds(count)
+        finally:
+            self.session.ledger.remove()
+            self.session.ring.sequence = 0
+
+
+def compare(job, run, rounds, block):
+    """Median and quartiles of observed/plain over rounds of A B, B A blocks of `block` steps (each its median)."""
+    ratios = []
+    for turn in range(rounds):
+        if turn % 2:
+            observed, plain = statistics.mean(run(job, block)), statistics.mean(job.seconds(block))
+        else:
+            plain, observed = statistics.mean(job.seconds(block)), statistics.mean(run(job, block))
+        ratios.append(observed / plain)
+    quartiles = statistics.quantiles(ratios, n=4)
+    return statistics.median(ratios), quartiles[0], quartiles[2]
+
+
+def main():
+    bench = Bench(
+        "overhead",
+        "The hook set on a CPU transformer, every step, alternating blocks",
+        options={"--threads": {"type": int, "default": 1}, "--batch": {"type": int, "default": 4}},
+    )
+    torch.set_num_threads(bench.options.threads)
+    job = Job(bench.options.batch)
+    tensors = list(job.model.parameters())
+    rounds, block = (4, 4) if bench.quick else (24, 12)
+    job.seconds(3)
+    budgeted, everything = Hooks(0.01), Hooks(1.0)
+    budgeted.run(job, 24 if bench.quick else 96)  # until the plan stands
+    observers = {
+        "plain, twice": lambda job, count: job.seconds(count),
+        "gpuwatch, budget 1 %": budgeted.run,
+        "gpuwatch, budget off: all statistics at every step": everything.run,
+        "p.grad.abs().mean().item() for each": lambda job, count: job.seconds(count, usual_loop),
+        "norm, absmax, mean, std by .item()": lambda job, count: job.seconds(count, four_statistics),
+        "histc(64) for each, every 10th step": lambda job, count: job.seconds(count, histograms),
+    }
+    rows, measured = [], {}
+    for name, run in observers.items():
+        few = rounds if "budget 1" in name or "twice" in name else max(4, rounds // 4)
+        median, low, high = measured[name] = compare(job, run, few, block)
+        rows.append((name, median, f"{low:.3f} to {high:.3f}", few))
+    step_ms = 1000 * statistics.median(job.seconds(8))
+    title = f"{len(tensors)} tensors, {sum(p.numel() for p in tensors) / 1e6:.1f} M parameters, plain step {step_ms:.0f} ms, "
+    bench.table(title + f"{bench.options.threads} thread(s)", ("observer", "step ratio", "quartiles", "rounds"), rows)
+    recorder, faults = budgeted.session.recorder, budgeted.session.faults + everything.session.faults
+    assert not faults, faults
+    governor = recorder.governor
+    bench.number("step with hooks over plain step, median", measured["gpuwatch, budget 1 %"][0], "ratio", at_most=1.03)
+    bench.number("the hooks' own measure of it", governor.overhead_ratio, "ratio", note=governor.describe(1))
+    bench.number("families thinned to keep the budget", governor.thinning_level, "of 3", at_least=1)
+    return bench.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
