@@ -31,6 +31,8 @@ _MAX_STEP = 1 << 62
 #: Scalars of the job that become columns of the hyper-parameters table; the first ones are the ones that it logs first.
 _MAX_METRICS = 12
 _HISTOGRAM_ROW = struct.Struct("<3d")
+#: How long a step waits for the names of its tensors and groups. They come another way than the steps, and a little later.
+NAMES_NS = 5_000_000_000
 
 
 class Written(msgspec.Struct):
@@ -59,6 +61,8 @@ class RunEvents:
         self._max_tags = max_tags
         self._gpu_readings = gpu_readings
         self._merger = StepMerger(written.last_step)
+        self._unnamed: list[Step] = []  # steps that wait for names
+        self._resigned = -1  # the version of the tensors' names whose rest is not waited for any more
         self._tensors = NameTable()
         self._groups = NameTable(wire.MAX_GROUPS * 16)
         self._optimizers = NameTable(256)
@@ -72,21 +76,21 @@ class RunEvents:
     @property
     def is_idle(self) -> bool:
         """No step is half read: whoever resumes behind the last record misses nothing."""
-        return self._merger.is_idle
+        return self._merger.is_idle and not self._unnamed
 
     def observe(self, record: Record | Control) -> list[bytes]:
         """The events that one record of the journal makes."""
         if isinstance(record, StepPart | TensorRows | HistogramRows | End):
-            return [self._step(step) for step in self._merger.feed(record)]
+            return self._steps(self._merger.feed(record))
+        if isinstance(record, Names):
+            return self._names(record)
         if isinstance(record, tuple):
             return [event for scalar in record if (event := self._scalar(scalar))]
         if isinstance(record, Media):
             return self._media(record)
         if isinstance(record, Finding):
             return self._finding(record)
-        if isinstance(record, Names):
-            self._names(record)
-        elif isinstance(record, Hello):
+        if isinstance(record, Hello):
             self._hello = record
             self._wall_offset_ns = record.wall_ns - record.monotonic_ns
         elif isinstance(record, Meta):
@@ -95,15 +99,40 @@ class RunEvents:
 
     def flush(self, now_ns: int) -> list[bytes]:
         """The step that has waited too long for another optimizer, when all of the journal has been read."""
-        return [self._step(step) for step in self._merger.flush(now_ns)]
+        return self._steps(self._merger.flush(now_ns), now_ns)
 
     def finish(self, reason: str) -> list[bytes]:
         """The run has ended, for `reason` (wire.END_REASONS, or anything else for a process that said no goodbye)."""
-        events = [self._step(step) for step in self._merger.close()]
+        self._unnamed += self._merger.close()
+        events = [self._step(step) for step in self._unnamed]
+        self._unnamed.clear()
         if not self.written.ended and (self.written.last_step or self.written.tags):
             events.append(self._hyperparameters(reason))
         self.written.ended = True
         return events
+
+    def _steps(self, steps: list[Step], now_ns: int = 0) -> list[bytes]:
+        """The events of the steps whose names are known. `steps` are new ones; what time it is, the newest step tells too."""
+        self._unnamed += steps
+        events = []
+        while self._unnamed:
+            oldest = self._unnamed[0]
+            if not self._is_named(oldest):
+                if max(now_ns, self._unnamed[-1].monotonic_ns) - oldest.monotonic_ns < NAMES_NS:
+                    break
+                self._resigned = self._tensors.version
+            events.append(self._step(self._unnamed.pop(0)))
+        return events
+
+    def _is_named(self, step: Step) -> bool:
+        if self._resigned == self._tensors.version:
+            return True
+        known = len(self._tensors.names)
+        return (
+            all(rows.table_version == self._tensors.version and rows.first + rows.count <= known for rows in step.tensors)
+            and sum(map(len, step.groups.values())) <= len(self._groups.names)
+            and (len(step.losses) < 2 or max(step.losses) < len(self._optimizers.names))
+        )
 
     def _step(self, step: Step) -> bytes:
         summary = Summary()
@@ -161,10 +190,11 @@ class RunEvents:
         summaries.add_text(summary, tag, finding_text.markdown(finding))
         return [_event(summary, step, finding.time)]
 
-    def _names(self, names: Names) -> None:
+    def _names(self, names: Names) -> list[bytes]:
         table = {"tensor": self._tensors, "group": self._groups, "optimizer": self._optimizers}.get(names.table)
         if table is not None:
             table.add(names)
+        return self._steps([])
 
     def _hyperparameters(self, reason: str) -> bytes:
         """Written at the end: TensorBoard reads each of these tags once, and metrics and facts come to light on the way."""

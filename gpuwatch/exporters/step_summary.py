@@ -78,19 +78,22 @@ def add_step(summary: Summary, step: Step, groups: NameTable, optimizers: NameTa
 
 
 def add_layers(summary: Summary, step: Step, tensors: NameTable) -> None:
-    """What a step says of each layer (parameter tensor)."""
+    """What a step says of each layer (parameter tensor). Those without a name are left out: under one tag they would mix."""
+    known = len(tensors.names)
     for index, measured in layers.statistics(step.tensors, "gradient"):
+        if index >= known:
+            continue
         for column, last in _GRADIENT.items():
             if column in measured:
-                add_scalar(summary, f"grad/{tensors.name(index)}/{last}", measured[column])
+                add_scalar(summary, f"grad/{tensors.names[index]}/{last}", measured[column])
     weights = {index: measured.get("norm") for index, measured in layers.statistics(step.tensors, "weight")}
     for index, norm in weights.items():
-        if norm is not None:
-            add_scalar(summary, f"weight/{tensors.name(index)}/norm", norm)
+        if norm is not None and index < known:
+            add_scalar(summary, f"weight/{tensors.names[index]}/norm", norm)
     for index, measured in layers.statistics(step.tensors, "update"):
         update, weight = measured.get("norm"), weights.get(index)
-        if update is not None and weight:
-            add_scalar(summary, f"update/{tensors.name(index)}/ratio", update / weight)
+        if update is not None and weight and index < known:
+            add_scalar(summary, f"update/{tensors.names[index]}/ratio", update / weight)
 
 
 def add_histograms(summary: Summary, step: Step, tensors: NameTable, *, describe: bool) -> None:
@@ -100,7 +103,9 @@ def add_histograms(summary: Summary, step: Step, tensors: NameTable, *, describe
         if prefix is None:
             continue
         for index, counts in layers.buckets(rows):
-            add_log2_histogram(summary, f"{prefix}/{tensors.name(index)}", counts, rows.first_exponent, describe=describe)
+            if index >= len(tensors.names):
+                break
+            add_log2_histogram(summary, f"{prefix}/{tensors.names[index]}", counts, rows.first_exponent, describe=describe)
 
 
 def _name(table: NameTable, index: int, kind: str) -> str:

@@ -47,8 +47,8 @@ class Job:
         self.durable = (self.run.resume_sequence, self.run.acknowledged)
         self.control(hello)
         self.control(Names("tensor", 1, 0, tuple(layers), tuple(64 for _ in layers)))
-        self.control(Names("group", 1, 0, ("all",)))
-        self.control(Names("optimizer", 1, 0, ("SGD",)))
+        self.control(Names("group", 1, 0, ("all", "rest")))
+        self.control(Names("optimizer", 1, 0, ("SGD", "Adam")))
         self.control(Meta({"precision": "fp16", "batch_size": 32}))
 
     def control(self, record):
