@@ -6,14 +6,14 @@ import math
 import struct
 from typing import TYPE_CHECKING
 
-import msgspec
 from gpuwatch_hooks import wire
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from gpuwatch.exporters import finding_text, hparams, summaries
 from gpuwatch.exporters.layout import add_layout
-from gpuwatch.exporters.step_summary import add_histograms, add_layers, add_step, is_ours
+from gpuwatch.exporters.step_summary import add_histograms, add_layers, add_step
+from gpuwatch.exporters.written import Written
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.identity import Hello
 from gpuwatch.state.names import NameTable
@@ -27,22 +27,11 @@ if TYPE_CHECKING:
     from gpuwatch.state.frames import Control
     from gpuwatch.state.records import Record
 
-_MAX_STEP = 1 << 62
 #: Scalars of the job that become columns of the hyper-parameters table; the first ones are the ones that it logs first.
 _MAX_METRICS = 12
 _HISTOGRAM_ROW = struct.Struct("<3d")
 #: How long a step waits for the names of its tensors and groups. They come another way than the steps, and a little later.
 NAMES_NS = 5_000_000_000
-
-
-class Written(msgspec.Struct):
-    """What the event files hold already: enough to write nothing twice and every tag in rising steps."""
-
-    last_step: int = 0  # of the steps that our own records made
-    tags: dict[str, tuple[str, int]] = {}  # tag of the job's own data, or of a finding: (its kind, its last step)
-    rates: dict[str, float] = {}  # learning rates and weight decays of the first step: what the run was started with
-    layout: bool = False
-    ended: bool = False
 
 
 class RunEvents:
@@ -154,7 +143,7 @@ class RunEvents:
         return self._event(summary, step.step, step.monotonic_ns)
 
     def _scalar(self, scalar: Scalar) -> bytes | None:
-        tag = self._own_tag(scalar.tag, "scalar", scalar.step)
+        tag = self._place_own(scalar.tag, "scalar", scalar.step)
         if tag is None:
             return None
         summary = Summary()
@@ -163,7 +152,7 @@ class RunEvents:
 
     def _media(self, media: Media) -> list[bytes]:
         kind = "image" if media.kind in ("images", "feature_maps", "figure") else media.kind
-        tag = self._own_tag(media.tag, kind, media.step)
+        tag = self._place_own(media.tag, kind, media.step)
         if tag is None:
             return []
         summary = Summary()
@@ -183,9 +172,9 @@ class RunEvents:
 
     def _finding(self, finding: Finding) -> list[bytes]:
         step = finding.step if finding.state == "active" else finding.last_step
-        tag = self._tag(finding_text.tag(finding), "text", step)
+        tag = self.written.place(finding_text.tag(finding), "text", step, self._max_tags)
         if tag is None:
-            return []
+            return []  # it was told when it opened
         summary = Summary()
         summaries.add_text(summary, tag, finding_text.markdown(finding))
         return [_event(summary, step, finding.time)]
@@ -226,27 +215,10 @@ class RunEvents:
             rates |= {f"lr/{name}": learning_rate, f"weight_decay/{name}": weight_decay}
         return rates
 
-    def _own_tag(self, tag: str, kind: str, step: int) -> str | None:
-        """The tag for the job's own data; ours are ours, so a `train/loss` that the job logs becomes `logged/train/loss`."""
-        return self._tag(f"logged/{tag}" if is_ours(tag, kind) else tag, kind, step)
-
-    def _tag(self, tag: str, kind: str, step: int) -> str | None:
-        """The tag to write a point of `kind` at `step` under; None when it must not be written.
-
-        TensorBoard drops what it has when a tag's steps go back, and shows only the first kind of data of a tag.
-        """
-        known = self.written.tags.get(tag)
-        if known is not None and known[0] != kind:
-            tag = f"{tag}/{kind}"
-            known = self.written.tags.get(tag)
-        if not -_MAX_STEP < step < _MAX_STEP or (known is not None and step <= known[1]):
-            self.left_out += 1
-            return None
-        if known is None and len(self.written.tags) >= self._max_tags:
-            self.left_out += 1
-            return None
-        self.written.tags[tag] = (kind, step)
-        return tag
+    def _place_own(self, tag: str, kind: str, step: int) -> str | None:
+        placed = self.written.place_own(tag, kind, step, self._max_tags)
+        self.left_out += placed is None
+        return placed
 
     def _wall_seconds(self, monotonic_ns: int) -> float:
         return (monotonic_ns + self._wall_offset_ns) / 1e9

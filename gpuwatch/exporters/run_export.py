@@ -18,17 +18,14 @@ import msgspec
 
 from gpuwatch.exporters import eventfile
 from gpuwatch.exporters.eventfile import EventFile
-from gpuwatch.exporters.hparams import SESSION_END_TAG
-from gpuwatch.exporters.run_events import RunEvents, Written
-from gpuwatch.exporters.step_summary import is_step_tag
+from gpuwatch.exporters.run_events import RunEvents
+from gpuwatch.exporters.written import Written
 from gpuwatch.state import directories
 from gpuwatch.state.journal_reader import JournalReader, Position
 from gpuwatch.state.records import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tensorboard.compat.proto.event_pb2 import Event
 
     from gpuwatch.config import Config
     from gpuwatch.state.frames import Frame
@@ -214,22 +211,8 @@ def _recover(directory_fd: int) -> Checkpoint:
         if name < checkpoint.file:
             continue
         for event in eventfile.read(directory_fd, name, checkpoint.offset if name == checkpoint.file else 0):
-            _note(checkpoint.written, event)
+            checkpoint.written.note(event)
     return checkpoint
-
-
-def _note(written: Written, event: Event) -> None:
-    """Take down that `event` stands in a file."""
-    kinds = {"simple_value": "scalar", "histo": "histogram", "image": "image", "tensor": "text"}
-    tags = {value.tag: kinds.get(value.WhichOneof("value"), "") for value in event.summary.value}
-    if SESSION_END_TAG in tags:
-        written.ended = True
-    elif any(is_step_tag(tag) for tag in tags):
-        written.last_step = max(written.last_step, event.step)
-        written.layout = True
-    else:
-        for tag, kind in tags.items():
-            written.tags[tag] = (kind, event.step)
 
 
 def _file_bytes(directory_fd: int, name: str) -> int:

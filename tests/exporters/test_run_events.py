@@ -11,7 +11,8 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from gpuwatch.config import TensorBoard
-from gpuwatch.exporters.run_events import NAMES_NS, RunEvents, Written
+from gpuwatch.exporters.run_events import NAMES_NS, RunEvents
+from gpuwatch.exporters.written import Written
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.journal_reader import JournalReader
 from gpuwatch.state.records import Media, Names, Scalar

@@ -15,6 +15,7 @@ from job import Job
 from gpuwatch.config import Config, TensorBoard
 from gpuwatch.exporters import eventfile, run_export
 from gpuwatch.exporters.run_export import BusyError, RunExport
+from gpuwatch.exporters.written import Written
 
 HERE = Path(__file__).parent
 CONFIG = Config(tensorboard=TensorBoard(layers_every_seconds=0.5, histograms_every_seconds=1.0))
@@ -110,7 +111,7 @@ def test_crashes_behind_the_checkpoint(state):
 
 def test_without_reading_the_files_back_a_crash_writes_twice(state, monkeypatch):
     # The twin: what the test above finds when the protection is off.
-    monkeypatch.setattr(run_export, "_note", lambda written, event: None)
+    monkeypatch.setattr(Written, "note", lambda self, event: None)
     steps = points(crash_all_the_way(state).run.path)["train/loss"]
     assert Counter(steps).most_common(1)[0][1] > 1
 
