@@ -13,7 +13,7 @@ _MIN_NUMEL = 16
 
 def matrices(names: NameTable) -> list[int]:
     """Indices, in order, of what looks like the weight of a linear layer or a convolution: no bias, gain or embedding."""
-    sizes = dict(zip(names.names, names.numels, strict=True))
+    sizes = dict(zip(names.names, names.numels, strict=False))  # another thread may be adding to them
     found = []
     for index, name in enumerate(names.names):
         if sizes[name] < _MIN_NUMEL or _EMBEDDING.search(name) or _GAIN.search(name):
