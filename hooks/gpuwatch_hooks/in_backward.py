@@ -28,7 +28,7 @@ class InBackward:
             self._entry = roster.add("%s (in backward)" % type(optimizer).__name__)
         part = self._recorder.open_for(self._entry)
         if part.gradients is None:
-            part.gradients = self._recorder.by_name["gradients"].begin()
+            part.gradients = self._recorder.by_name["gradients"].begin(self._entry)
         self._optimizers[id(optimizer)] = optimizer
         places, tensors = [], []
         for parameter in [p for group in optimizer.param_groups for p in group["params"]]:

@@ -5,6 +5,10 @@ import weakref
 from . import discovery, wire
 
 
+#: Optimizers from which on a new one takes the place of one that is gone.
+MANY = 32
+
+
 class Entry:
     """One optimizer. Its tensors have rows first_row ... first_row + rows - 1 of the tensor table `table_version`."""
 
@@ -31,6 +35,10 @@ class Entry:
     def alive(self):
         """Whether its optimizer still exists."""
         return self.optimizer is None or self.optimizer() is not None
+
+    def has(self, ids):
+        """Whether these are the ids of its tensors."""
+        return ids == self._ids
 
     def parameters_changed(self, parameters):
         """Take `parameters` over when they are others than last time (a group was added, a model unfrozen or replaced)."""
@@ -67,12 +75,14 @@ class Roster:
 
     def entry(self, optimizer):
         """The entry of `optimizer`, made and announced when it is new, and renewed when its tensors have changed."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         entry = self.find(optimizer)
         if entry is None:
-            entry = Entry(len(self._order), optimizer)
+            entry = self._inherited(optimizer, parameters)
+            if entry is None:
+                entry = Entry(len(self._order), optimizer)
+                self._order.append(entry)
             self._entries[id(optimizer)] = entry
-            self._order.append(entry)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if entry.parameters_changed(parameters):
             self._naming_attempts = 0
             self._announce(entry)
@@ -81,6 +91,18 @@ class Roster:
             self._naming_attempts += 1
             self._announce(entry)
         return entry
+
+    def _inherited(self, optimizer, parameters):
+        """The entry of an optimizer that is gone: of one with the same tensors, or of any once there are very many.
+
+        Some loops make a new optimizer for each task or step; numbers and tables must not grow with them.
+        """
+        ids = list(map(id, parameters))
+        for entry in self._order:
+            if not entry.alive() and (entry.has(ids) or len(self._order) >= MANY):
+                entry.optimizer, entry.part, entry.in_step = weakref.ref(optimizer), None, 0
+                return entry
+        return None
 
     def add(self, label):
         """An entry that stands for several optimizers; give it tensors with `adopt`."""

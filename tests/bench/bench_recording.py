@@ -40,7 +40,7 @@ class OneStep:
         """One step's record: 150 tensors x 8 statistics, the STEP fields, and if asked for 150 histograms."""
         part = Part(self.entry)
         part.step = step
-        part.gradients = self.gradients.begin()
+        part.gradients = self.gradients.begin(self.entry)
         reading = part.gradients.reading
         reading.threshold = True
         reading.entries = dict.fromkeys(range(TENSORS), 4)

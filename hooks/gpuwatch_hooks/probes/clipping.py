@@ -45,6 +45,9 @@ class ClippingProbe:
         if hasattr(clip_grad, "_get_total_norm") and hasattr(clip_grad, "_clip_grads_with_norm_"):
             wrap(clip_grad, "_get_total_norm", lambda original: _first(original, before))
             wrap(clip_grad, "_clip_grads_with_norm_", lambda original: _then(original, clipped))
+            if hasattr(utils, "get_total_norm"):  # the same two for loops that call them by themselves
+                wrap(utils, "get_total_norm", lambda original: _first(original, before))
+                wrap(utils, "clip_grads_with_norm_", lambda original: _then(original, clipped))
         else:
             for owner in (clip_grad, utils):
                 wrap(owner, "clip_grad_norm_", lambda original: _both(original, before, clipped))

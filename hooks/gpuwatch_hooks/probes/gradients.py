@@ -15,9 +15,10 @@ _now = time.perf_counter_ns
 class Gradients:
     """The gradients of one part: their reading, and what tells whether they have been changed since."""
 
-    __slots__ = ("after", "backwards", "clip", "reading", "versions")
+    __slots__ = ("after", "backwards", "clip", "reading", "turn", "versions")
 
-    def __init__(self, backwards):
+    def __init__(self, backwards, turn):
+        self.turn = turn  # steps that the optimizer had taken before
         self.reading = Reading()
         self.backwards = backwards
         self.versions = None  # when a clip function had them measured: as they were then
@@ -55,15 +56,15 @@ class GradientsProbe:
         if part.gradients is not None:
             part.at_end(self._finish)
 
-    def begin(self):
-        """Gradients of a part of which nothing is measured yet."""
-        return Gradients(self._recorder.backwards)
+    def begin(self, entry):
+        """Gradients of an entry of which nothing is measured yet."""
+        return Gradients(self._recorder.backwards, entry.steps)
 
     def measure(self, part):
         """Read the gradients of the part's optimizer as they are now, in true units."""
         recorder, entry = self._recorder, part.entry
         scaling = recorder.by_name["loss_scale"]
-        measured = part.gradients = self.begin()
+        measured = part.gradients = self.begin(entry)
         places, tensors = [], []
         for place, parameter in enumerate(entry.parameters):
             gradient = parameter.grad
@@ -102,6 +103,8 @@ class GradientsProbe:
     def _finish(self, part):
         measured, entry = part.gradients, part.entry
         reading = measured.reading
+        if not reading.entries:
+            return  # there was no gradient, which is not a gradient of zero
         norm = reading.norm()
         part.set("grad_norm", norm)
         part.set("grad_nonfinite_count", float(sum(reading.nonfinite.values())))
@@ -116,7 +119,7 @@ class GradientsProbe:
             if shares[2] is not None:
                 part.set("grad_underflow_ratio", shares[2])
         every = self._recorder.session.settings.every
-        if (reading.blocks or entry.steps % self._recorder.governor.norms_interval(every) == 0) and reading.entries:
+        if reading.blocks or measured.turn % self._recorder.governor.norms_interval(every) == 0:
             part.add_rows("gradient", *reading.cells(entry))
         if reading.histograms:
             part.add_histograms("gradient", reading.buckets(entry))
