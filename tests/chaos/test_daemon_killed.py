@@ -1,6 +1,7 @@
 """kill -9 of the daemon, again and again, under a trainer: nothing acknowledged is lost, nothing is there twice."""
 
 import random
+import signal
 import time
 
 import pytest
@@ -16,12 +17,11 @@ KILLS = 8 * ROUNDS
 @pytest.mark.timeout(120 + 12 * KILLS)
 def test_a_daemon_killed_again_and_again_loses_nothing_and_repeats_nothing(tmp_path, start_trainer):
     chance = random.Random(1)
-    steps = 400 + 150 * KILLS
     trainer = None
     acknowledged = 0
     for _ in range(KILLS):
         daemon = RunningDaemon(tmp_path)
-        trainer = trainer or start_trainer(steps, 200, GPUWATCH_HOOKS_RING_SLOTS="4000")
+        trainer = trainer or start_trainer(1_000_000, 200, GPUWATCH_HOOKS_RING_SLOTS="4000")
         wait_until(lambda: _journaled(daemon) > acknowledged)  # noqa: B023
         time.sleep(chance.uniform(0, 0.3))
         daemon.kill()
@@ -29,14 +29,16 @@ def test_a_daemon_killed_again_and_again_loses_nothing_and_repeats_nothing(tmp_p
         assert now >= acknowledged, "what one daemon had acknowledged is gone after another"
         acknowledged = now
     with RunningDaemon(tmp_path) as daemon:
+        trainer.process.send_signal(signal.SIGUSR1)
         result = trainer.result()
+        steps = result["steps"]
         run = wait_until(lambda: (run := daemon.runs()["chaos"]).status == "finished" and run)
         assert daemon.end() == 0
     frames = journal(tmp_path / "runs" / "chaos")
     ring = [frame.sequence for frame in frames if not frame.is_control]
     assert ring == list(range(1, result["published"] + 1)), "each record once, in order"
     assert run.counters.dropped.get("overwritten", 0) == 0, "the ring was too small for this test to mean anything"
-    assert run.counters.steps == run.step == result["steps"]
+    assert run.counters.steps == run.step == steps
     assert run.counters.records == result["published"]
     tenths = [scalar.step for frame in frames if frame.kind == 18 for scalar in frame.decode()]
     assert tenths == list(range(10, steps + 1, 10))

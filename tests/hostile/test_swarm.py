@@ -1,6 +1,7 @@
 """Ten thousand connections and callers who say nothing: they are closed, and an honest rank does not notice."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -62,6 +63,30 @@ def _has_line(process):
     import select
 
     return bool(select.select([process.stdout], [], [], 0)[0])
+
+
+def test_without_descriptors_callers_wait_and_the_loop_does_not_spin(tmp_path):
+    with RunningDaemon(tmp_path) as daemon:
+        pid = daemon.process.pid
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        highest = max(map(int, os.listdir(f"/proc/{pid}/fd")))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
+        client = Client(daemon.socket, 8, 512).connect()
+        ticks_before = cpu_ticks(pid)
+        time.sleep(1.0)
+        assert cpu_ticks(pid) - ticks_before < 0.5 * os.sysconf("SC_CLK_TCK")
+        assert client.heard() == []
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        wait_until(client.heard)
+        client.close()
+        client.ring.close()
+        assert daemon.end() == 0
+
+
+def cpu_ticks(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def test_who_says_nothing_is_closed_after_two_seconds_and_their_places_are_free_again(tmp_path):

@@ -90,6 +90,17 @@ def test_goodbye_ends_the_run_after_its_ring_has_run_dry(desk, client):
     assert client.heard()[-1] is None
 
 
+def test_goodbye_behind_more_than_one_turn_may_take(desk, make_client):
+    client = make_client(slot_count=1024, slot_bytes=512)
+    client.connect()
+    for step in range(1, 1001):
+        client.step(step)
+    client.ring.write(wire.KIND_END, wire.END_HEAD.pack(1000, 0))
+    client.send({"t": "bye"})
+    assert desk.pump(until=lambda: desk.state.runs and not desk.intake.sessions)
+    assert (desk.run().last_step, desk.run().status) == (1000, "finished")
+
+
 WRITER = """
 import sys, time, os, signal
 sys.path.insert(0, sys.argv[2])
@@ -128,6 +139,22 @@ def test_a_killed_process_is_noticed_by_the_kernels_word_and_read_to_its_end(des
         process.kill()
         process.wait(10)
         process.stdout.close()
+
+
+def test_processes_that_come_and_go_leave_nothing_registered(desk, tmp_path):
+    """Each one's descriptors get the numbers of those before it: what was not let go of would be met again."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    before = len(desk.selector.get_map())
+    for number in range(1, 4):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(desk.path), root, "wait"], stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"ready\n"
+            assert desk.pump(until=lambda: len(desk.state.runs) == number)  # noqa: B023
+            assert len(desk.selector.get_map()) == before + 2
+            process.kill()
+        assert desk.pump(until=lambda: not desk.intake.sessions)
+        assert len(desk.selector.get_map()) == before
+    assert {run.last_step for run in desk.state.runs.values()} == {40}
+    assert not desk.stats.counters().keys() & {("faults", "message"), ("faults", "ring")}
 
 
 def test_a_second_ring_of_the_same_process_ends_the_first(desk, make_client):

@@ -116,6 +116,16 @@ def test_only_one_of_many_that_start_together_gets_the_socket(tmp_path):
     doors[0].close()
 
 
+def test_a_daemon_that_has_the_lock_and_not_yet_the_socket_is_respected(tmp_path):
+    """Between looking and binding: without the lock two daemons would both find the path free."""
+    path = tmp_path / "s"
+    lock_fd = listener._lock(path)
+    with pytest.raises(ListenError, match="already listens"):
+        bind(path)
+    os.close(lock_fd)
+    bind(path).close()
+
+
 @pytest.mark.parametrize(
     "make", [lambda path: path.write_text("data"), lambda path: path.mkdir(), lambda path: path.symlink_to("x")]
 )
@@ -133,11 +143,13 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path):
         bind(tmp_path / "s")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to own a directory by somebody else")
-def test_a_directory_of_another_user_is_refused(tmp_path):
+def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "theirs"
     folder.mkdir(0o755)
-    os.chown(folder, 12345, 12345)
+    if os.geteuid() == 0:
+        os.chown(folder, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(ListenError, match="belongs to another user"):
         bind(folder / "s")
 

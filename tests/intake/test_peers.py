@@ -143,13 +143,15 @@ def test_the_end(pair, buffer):
         peer.receive(buffer)
 
 
-def test_last_words_are_heard_of_a_peer_that_had_not_read_ours(pair, buffer):
+@pytest.mark.parametrize("we_speak_first", [False, True])
+def test_last_words_are_heard_of_a_peer_that_had_not_read_ours(pair, buffer, we_speak_first):
     """Such a peer's death resets the connection: once, and in front of what it had sent."""
     peer, theirs = pair
     peer.send({"t": "welcome"})
     theirs.send(b"last words")
     theirs.close()
-    peer.acknowledge(5)
+    if we_speak_first:
+        peer.acknowledge(5)
     assert peer.receive(buffer).data == b"last words"
     with pytest.raises(PeerError, match="gone"):
         peer.receive(buffer)
