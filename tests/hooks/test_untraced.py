@@ -63,14 +63,14 @@ def _compiled_clip():
 PROGRAMS = {"whole step": _compiled_step, "optimizer": _compiled_optimizer, "clip, full graph": _compiled_clip}
 
 
-def _compile_and_run(make):
+def _compile_and_run(make, steps=STEPS):
     """(results, counters of the compiler) of a few steps in a fresh compiler."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
     step = make()
-    results = [step().item() for _ in range(STEPS)]
+    results = [step().item() for _ in range(steps)]
     return results, {
         "graphs": counters["stats"]["unique_graphs"],
         "captured calls": counters["stats"]["calls_captured"],
@@ -145,6 +145,42 @@ def test_the_compiler_does_not_notice_the_hooks(program, expected, hooked, calls
         assert calls.count("pre") == calls.count("post") == STEPS
     if program is _compiled_optimizer:
         assert calls.count("backward") == 2 * STEPS
+
+
+def test_the_compiler_does_not_notice_the_whole_recorder(program, expected, make_session):
+    session = make_session()
+    session.install()
+    try:
+        results, counts = _compile_and_run(program)
+    finally:
+        session.detach()
+    assert session.guard.faults() == {}
+    assert results == expected[0]
+    for name in ("graphs", "captured calls"):
+        assert counts[name] == expected[1][name], name
+    for name in ("breaks", "frames"):
+        assert counts[name] <= expected[1][name], name
+
+
+def test_attaching_to_a_compiled_step_compiles_it_again_at_most_once(make_session):
+    """A step compiled whole is guarded on torch's own hook table; after that, cycles of attach and detach cost nothing."""
+    from torch._dynamo.utils import counters
+
+    expected = _compile_and_run(_compiled_step, 18)[0]
+    torch._dynamo.reset()
+    counters.clear()
+    step, results, frames = _compiled_step(), [], []
+    for number in range(18):
+        if number % 6 == 2:
+            session = make_session()
+            session.install()
+        if number % 6 == 5:
+            session.detach()
+        results.append(step().item())
+        frames.append(counters["frames"]["total"])
+    assert results == expected
+    assert frames[5] - frames[1] <= 3
+    assert frames[17] == frames[5]
 
 
 @pytest.mark.parametrize("program", ["whole step", "clip, full graph"], indirect=True)
