@@ -12,6 +12,7 @@ what hangs. Getters are called through the library that pynvml loaded, with resu
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import time
 from ctypes import byref, c_uint, c_ulonglong, create_string_buffer
@@ -46,7 +47,9 @@ _NEEDS_NEW_PROCESS = {pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_LIB
 _CODES = {value: name[11:].lower() for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
 
 _NO_VALUE = {c_uint: 2**32 - 1, c_ulonglong: 2**64 - 1}  # what NVML writes where it has none
-_FIELD_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by value type
+# nvmlFieldValue_t: id, scope, timestamp, latency, value type, return code, value. An attribute of pynvml's own costs 2 us.
+_FIELD = struct.Struct("<IIqqii8s")
+_FIELD_VALUES = tuple(struct.Struct(f"<{letter}") for letter in "dIQQqiH")  # by value type
 _UNSIGNED_INT = 1
 _BUSY_BUS_BYTES_PER_SECOND = 1 << 30  # beyond this, counters of 32 bits are read ten times as often: they wrap after 4.3 GB
 _MAX_LISTED = 4096  # processes on one device: a longer list is garbage
@@ -128,16 +131,22 @@ class Device:
             "driver_version": driver.version,
             "mig_profile": name.rpartition("MIG ")[2] if parent else "",
         }
-        # Version 2 tells reserved memory apart; version 1 (before R510) counts it as used.
-        self._memory_has_reserved = driver.function("nvmlDeviceGetMemoryInfo_v2") is not None
-        self._memory = pynvml.c_nvmlMemory_v2_t() if self._memory_has_reserved else pynvml.c_nvmlMemory_t()
-        if self._memory_has_reserved:
-            self._memory.version = pynvml.nvmlMemory_v2
-        self._memory_call = driver.function(
-            "nvmlDeviceGetMemoryInfo_v2" if self._memory_has_reserved else "nvmlDeviceGetMemoryInfo"
+        # Version 2 of the memory structure tells reserved memory apart; version 1 (before R510) counts it as used.
+        self._memory_call = driver.function("nvmlDeviceGetMemoryInfo_v2")
+        self._memory: Any = (c_ulonglong * 5)(pynvml.nvmlMemory_v2)
+        self._memory_names: tuple[str, ...] = (
+            "",
+            "memory_size_bytes",
+            "memory_reserved_bytes",
+            "memory_free_bytes",
+            "memory_used_bytes",
         )
-        self._memory_reference = byref(self._memory)
-        self._utilization = pynvml.c_nvmlUtilization_t()
+        if self._memory_call is None:
+            self._memory_call = driver.function("nvmlDeviceGetMemoryInfo")
+            self._memory = (c_ulonglong * 3)()
+            self._memory_names = ("memory_size_bytes", "memory_free_bytes", "memory_used_bytes")
+        self._memory_used, self._memory_size = len(self._memory_names) - 1, self._memory_names.index("memory_size_bytes")
+        self._utilization = (c_uint * 2)()
         self._utilization_call = driver.function("nvmlDeviceGetUtilizationRates")
         self._power = self._getters([("power_watts", "nvmlDeviceGetPowerUsage", (), "u32", 1e-3)])
         reasons = "nvmlDeviceGetCurrentClocksEventReasons"  # called ..ThrottleReasons before R535
@@ -183,9 +192,9 @@ class Device:
     def read_memory(self) -> None:
         """Used memory, and its peak; asked up to a hundred times a second."""
         if self._memory_call is not None:
-            code = self._memory_call(self._handle, self._memory_reference)
+            code = self._memory_call(self._handle, self._memory)
             if code == 0:
-                used = self._memory.used
+                used = self._memory[self._memory_used]
                 report = self.report
                 report.gauges["memory_used_bytes"] = used
                 if used > report.memory_peak_bytes:  # noqa: PLR1730  # a call less, a hundred times a second
@@ -198,12 +207,12 @@ class Device:
     def read_fast(self, seconds: float) -> None:
         """Utilization (standing for the last `seconds`), power and throttling."""
         if self._utilization_call is not None:
-            code = self._utilization_call(self._handle, byref(self._utilization))
+            code = self._utilization_call(self._handle, self._utilization)
             if code != 0:
                 if self._driver.failed("nvmlDeviceGetUtilizationRates", code):
                     self._utilization_call = None
-            elif self._utilization.gpu <= 100 and self._utilization.memory <= 100:
-                self.report.add_utilization(self._utilization.gpu / 100, self._utilization.memory / 100, seconds)
+            elif max(self._utilization) <= 100:
+                self.report.add_utilization(self._utilization[0] / 100, self._utilization[1] / 100, seconds)
         for _, value in self._answers(self._power):
             self.report.add_power(value)
         for _, value in self._answers(self._throttle):
@@ -212,12 +221,10 @@ class Device:
     def read_gauges(self, now_ns: int) -> None:
         """Temperatures, clocks and the byte counters of the buses."""
         self._read(self._gauges)
-        memory = self._memory
         if self._memory_call is not None:
-            gauges = self.report.gauges
-            gauges["memory_size_bytes"], gauges["memory_free_bytes"] = memory.total, memory.free
-            if self._memory_has_reserved:
-                gauges["memory_reserved_bytes"] = memory.reserved
+            for name, value in zip(self._memory_names, self._memory, strict=True):
+                if name:
+                    self.report.gauges[name] = value
         self.read_buses(now_ns)
 
     def read_buses(self, now_ns: int) -> None:
@@ -258,7 +265,7 @@ class Device:
         ]
         known = [used for used, _ in found.values() if used is not None]
         if self._memory_call is not None and len(known) == len(found):
-            self.report.gauges["memory_unattributed_bytes"] = max(0, self._memory.used - sum(known))
+            self.report.gauges["memory_unattributed_bytes"] = max(0, self._memory[self._memory_used] - sum(known))
 
     def _list(self, symbol: str, function: Any, kind: str) -> list[tuple[int, int | None, str]] | None:
         """One list's rows; [] when this time there is none to believe; None when the device will never have one."""
@@ -270,7 +277,8 @@ class Device:
             code = function(self._handle, byref(count), self._list_buffer)
         if code != 0:
             return None if self._driver.failed(symbol, code) else []
-        rows = self._driver.lists.rows(self._list_buffer.raw, count.value, kind, self._memory.total or 2**64)
+        total_bytes = int(self._memory[self._memory_size]) or 2**64
+        rows = self._driver.lists.rows(self._list_buffer.raw, count.value, kind, total_bytes)
         if rows is None:
             self._driver.errors[f"{symbol}|garbage"] = self._driver.errors.get(f"{symbol}|garbage", 0) + 1
         return rows or []
@@ -343,9 +351,9 @@ class Device:
 
     def _field_array(self, fields: Iterable[catalog.Field]) -> tuple[Any, tuple[catalog.Field, ...]]:
         fields = tuple(fields)
-        array = (pynvml.c_nvmlFieldValue_t * len(fields))()
-        for place, (_, field_id, scope, _) in zip(array, fields, strict=True):
-            place.fieldId, place.scopeId = field_id, scope
+        array = create_string_buffer(_FIELD.size * len(fields))
+        for place, (_, field_id, scope, _) in enumerate(fields):
+            _FIELD.pack_into(array, place * _FIELD.size, field_id, scope, 0, 0, 0, 0, b"")
         return array, fields
 
     def _read_fields(self, bound: Any, now_ns: int) -> Any:
@@ -356,21 +364,22 @@ class Device:
         code = self._field_call(self._handle, len(fields), array)
         if code != 0:
             return self._field_array(()) if self._driver.failed("nvmlDeviceGetFieldValues", code) else bound
-        kept = []
-        for place, field in zip(array, fields, strict=True):
+        absent = []
+        for field, answer in zip(fields, _FIELD.iter_unpack(array), strict=False):
             name, _, _, factor = field
-            if place.nvmlReturn != 0:
-                if not self._driver.failed("nvmlDeviceGetFieldValues", place.nvmlReturn):
-                    kept.append(field)
-                    self.report.drop(name)
-                continue
-            kept.append(field)
-            value = getattr(place.value, _FIELD_MEMBERS[place.valueType])
-            if name.endswith("_bytes_total"):
-                self._count_bytes(name, value, factor, place.valueType == _UNSIGNED_INT, now_ns)
-            elif value != 2**64 - 1:
-                self.report.put(name, value * factor)
-        return bound if len(kept) == len(fields) else self._field_array(kept)
+            value_type, code, raw = answer[4:]
+            if code == 0:
+                layout = _FIELD_VALUES[value_type]
+                (value,) = layout.unpack_from(raw)
+                if name.endswith("_bytes_total"):
+                    self._count_bytes(name, value, factor, value_type == _UNSIGNED_INT, now_ns)
+                elif value != 2**64 - 1:
+                    self.report.put(name, value * factor)
+            elif self._driver.failed("nvmlDeviceGetFieldValues", code):
+                absent.append(field)
+            else:
+                self.report.drop(name)
+        return self._field_array(field for field in fields if field not in absent) if absent else bound
 
     def _count_bytes(self, name: str, value: int, factor: float, wraps: bool, now_ns: int) -> None:
         last_ns, last = self._bytes_last.get(name, (now_ns, value))
