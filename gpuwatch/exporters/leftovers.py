@@ -66,7 +66,7 @@ def _runs(logdir: str) -> Iterator[str]:
     """Folders with a run.json: LOGDIR/RUN and LOGDIR/RUN/rankN."""
     for name in sorted(os.listdir(logdir)):
         top = os.path.join(logdir, name)
-        if os.path.islink(top) or not os.path.isdir(top):
+        if not os.path.isdir(top):
             continue
         if os.path.exists(os.path.join(top, directories.SUMMARY_NAME)):
             yield name

@@ -184,6 +184,13 @@ def test_layers_are_off_until_asked_for(state, stats, config):
     }
 
 
+def test_of_the_layers_one_that_is_no_number_comes_first(state, stats, monkeypatch):
+    monkeypatch.setattr("job.layer_value", lambda step, layer, family, column: [1.0, math.nan, 2.0][layer])
+    Job(state).step(1)
+    found = scrape(Prometheus(with_layers(2), state, stats, "0", RULES))
+    assert {dict(key)["layer"] for key in found["gpuwatch_train_layer_grad_norm"]} == {"conv1.bias", "fc.weight"}
+
+
 def test_two_attempts_are_one_series(state, exporter):
     first = Job(state, world_size=2, pid=1)
     first.step(1)
@@ -194,6 +201,16 @@ def test_two_attempts_are_one_series(state, exporter):
     assert one(scrape(exporter), "train_steps_total", run="digits", rank="0") == 2
     state.process_gone(first.run)
     assert one(scrape(exporter), "train_steps_total", run="digits", rank="0") == 2
+
+
+def test_an_attempt_that_lives_is_shown_before_one_that_has_ended(state, exporter):
+    first = Job(state, world_size=2, pid=1)
+    first.step(1)
+    second = Job(state, world_size=2, pid=2)
+    second.step(1)
+    second.step(2)
+    state.process_gone(second.run)
+    assert one(scrape(exporter), "train_steps_total", run="digits", rank="0") == 1
 
 
 def test_a_run_that_has_ended_leaves_after_a_while(state, exporter, monkeypatch):

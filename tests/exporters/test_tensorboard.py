@@ -16,6 +16,7 @@ from gpuwatch.exporters.leftovers import find
 from gpuwatch.exporters.run_export import RunExport
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.state.findings import Finding
 from gpuwatch.state.store import State
 
 QUICK = Config(tensorboard=TensorBoard(flush_seconds=0.1))
@@ -149,6 +150,20 @@ def test_a_link_in_the_log_directory_leads_nowhere(tmp_path):
     assert find(str(tmp_path / "runs")) == []
 
 
+def test_the_end_waits_for_what_the_journal_could_not_write_yet(state, exporter):
+    job = Job(state)
+    job.step(1)
+    state.process_gone(job.run)
+    words = {"statistic": "s", "value": 1.0, "threshold": 0.0, "summary": "s.", "action": "a.", "time": 1.0}
+    state.find(job.run, Finding("straggler", "warning", 1, 1, 1, **words))  # written with the next batch
+    assert job.run.journal.has_pending
+    exporter.turn(time.monotonic_ns())
+    assert "_hparams_/session_end_info" not in points(job.run.path)
+    state.tick()
+    exporter.turn(time.monotonic_ns())
+    assert points(job.run.path)["finding/straggler"] == points(job.run.path)["_hparams_/session_end_info"] == [1]
+
+
 def test_two_daemons_over_one_log_directory(state, stats, exporter, monkeypatch):
     monkeypatch.setattr(tensorboard, "_REFUSED_NS", 0)
     job = Job(state)
@@ -170,6 +185,7 @@ from test_tensorboard import QUICK, until
 from gpuwatch.exporters import run_export
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.state.findings import Finding
 from gpuwatch.state.store import State
 
 run_export.RETRY_NS = 200_000_000
