@@ -107,7 +107,7 @@ def test_lightning(make_daemon, socket_path):
     shown = eval(run(LIGHTNING, socket_path))
     assert daemon.hellos[0]["run"] == "lit"
     known = facts(daemon)
-    assert (known["framework"], known["precision"], known["gradient_clip_val"]) == ("lightning", "32-true", 0.5)
+    assert (known["framework"], known["precision"], known["gradient_clip_val"]) == ("lightning", "fp32", 0.5)
     assert (known["width"], known["rate"], known["epochs"]) == (4, 0.05, 2)
     rows = [(tag, step) for tag, step, *_ in daemon.scalars()]
     assert rows == [("val_loss", 3), ("train_loss", 3), ("val_loss", 6), ("train_loss", 6)]

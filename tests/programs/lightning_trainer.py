@@ -51,10 +51,7 @@ def main():
     )
     trainer.fit(model, data, data)
     mean = sum(model.losses[-2:]) / 2
-    print(
-        f"final loss={mean!r} micro_loss={mean!r} steps={trainer.global_step} "
-        f"val_mse={trainer.callback_metrics['val_mse'].item()!r} epochs=2"
-    )
+    print(f"final loss={mean!r} steps={trainer.global_step} val_mse={trainer.callback_metrics['val_mse'].item()!r} epochs=2")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tests.running_daemon import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 SLOW = ("lightning_trainer", "hf_trainer")
+FINDINGS = {"clip_scaled": {"unscaled_clipping"}}  # the mistake that this program makes; the others make none
 EXIT_CODES = {"ending_code": 3, "ending_exception": 1}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PROGRAMS]
 #: The program's norms are sums in float64, ours of float32 tensors by torch's kernels.
@@ -46,9 +47,9 @@ def test_the_hooks_change_nothing(zoo, name):
         assert theirs == bare.stderr.splitlines()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "hf_trainer"])
+@pytest.mark.parametrize("name", NAMES[:-1])  # a Trainer has no last loss to print
 def test_steps_loss_and_norm_are_the_programs_own(zoo, name):
-    for run, final in zip(zoo.runs(name), sorted(zoo.watched(name).final, key=lambda line: line.get("rank", 0)), strict=True):
+    for run, final in zip(zoo.runs(name), zoo.watched(name).final, strict=True):
         steps = run.steps()
         assert [step.step for step in steps] == list(range(1, int(final["steps"]) + 1))
         assert run.summary.step == run.summary.counters.steps == final["steps"]
@@ -59,7 +60,8 @@ def test_steps_loss_and_norm_are_the_programs_own(zoo, name):
         written = run.scalars("train/loss")
         assert [step for step, _ in written] == [step.step for step in steps]
         assert written[-1][1] == float32(final["loss"])
-        assert run.summary.findings == [] or all(finding.severity == "info" for finding in run.summary.findings)
+        told = {finding.rule for finding in run.summary.findings if finding.severity != "info"}
+        assert told == FINDINGS.get(name, set())
 
 
 def test_plain(zoo):
@@ -135,7 +137,8 @@ def test_closures_are_counted(zoo, name):
 
 def test_in_backward(zoo):
     run = zoo.run("in_backward")
-    assert run.names("tensor") == ["0.weight", "0.bias", "2.weight", "2.bias"] or len(run.names("tensor")) == 4
+    assert sorted(run.names("tensor")) == ["0.bias", "0.weight", "2.bias", "2.weight"]  # in the order in which they step
+    assert len(run.names("optimizer")) == 1  # four optimizers that step inside one backward are one step
 
 
 def test_groups(zoo):
@@ -199,12 +202,12 @@ def test_ddp(zoo):
 
 @pytest.mark.slow
 def test_lightning_trainer(zoo):
-    run, (final,) = zoo.run("lightning_trainer"), zoo.watched("lightning_trainer").final
+    run = zoo.run("lightning_trainer")
     last = run.steps()[-1].values
     assert run.summary.hello.framework == "lightning"
     assert last["micro_batches"] == 2
     assert last["grad_norm_clipped"] <= 0.5 * (1 + CLOSE) < last["grad_norm"]
-    assert last["loss"] * 2 == pytest.approx(final["micro_loss"], rel=1e-6)  # Lightning divides each loss by two
+    # Lightning divides each loss by two before backward; the loss recorded is the one before (test_steps_loss_and_norm...).
     assert run.names("tensor") == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"]
 
 

@@ -1,5 +1,6 @@
 """Runs the programs of this folder, two at a time: each bare and under `gpuwatch run`, with one real daemon for all."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,6 +47,8 @@ PROGRAMS = {
     "lightning_trainer": ["lightning_trainer.py"],
     "hf_trainer": ["hf_trainer.py"],
 }
+#: Bare runs that need an interpreter of their own: for its start, for a traceback without runpy's frames, for heavy imports.
+APART = {"with_own_site", "spawned", "ending_exception", "ddp", "lightning_trainer", "hf_trainer"}
 STDIN = {"reads_stdin": "0 1\n1 3\n2 5\n"}
 ENVIRONMENT = {"with_own_site": {"PYTHONPATH": str(HERE / "own_site")}}
 
@@ -112,12 +115,13 @@ class Zoo:
         self._folder = folder
         self.daemon = RunningDaemon(folder)
         self._pool = ThreadPoolExecutor(2)
+        watched = [sys.executable, "-m", "gpuwatch", "run", "--name"]
+        self._together = self._pool.submit(self._run_together, [name for name in names if name not in APART])
         self._bare, self._watched = {}, {}
         for name in names:
-            self._watched[name] = self._pool.submit(
-                self._run, name, [sys.executable, "-m", "gpuwatch", "run", "--name", name, "--"]
-            )
-            self._bare[name] = self._pool.submit(self._run, name, [])
+            self._watched[name] = self._pool.submit(self._run, name, [*watched, name, "--"])
+            if name in APART:
+                self._bare[name] = self._pool.submit(self._run, name, [])
 
     def close(self):
         for future in [*self._bare.values(), *self._watched.values()]:
@@ -126,7 +130,7 @@ class Zoo:
         self.daemon.kill()
 
     def bare(self, name):
-        return self._bare[name].result()
+        return self._together.result()[name] if name not in APART else self._bare[name].result()
 
     def watched(self, name):
         return self._watched[name].result()
@@ -150,20 +154,40 @@ class Zoo:
         return only
 
     def _run(self, name, prefix):
-        own = self._folder / ("watched" if prefix else "bare") / name
-        own.mkdir(parents=True)
-        script = [str(HERE / argument) if argument.endswith(".py") else argument for argument in PROGRAMS[name]]
-        command = [*prefix, sys.executable, *[argument.format(folder=own) for argument in script]]
-        return said(subprocess.run(
-            command,
-            input=STDIN.get(name, ""),
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-            cwd=own,
-            env=environment(self.daemon, **ENVIRONMENT.get(name, {})),
-        ))  # fmt: skip
+        folder, arguments = self._prepared(name, "watched" if prefix else "bare")
+        return said(
+            subprocess.run(
+                [*prefix, sys.executable, *arguments],
+                input=STDIN.get(name, ""),
+                capture_output=True,
+                text=True,
+                timeout=110,
+                check=False,
+                cwd=folder,
+                env=environment(self.daemon, **ENVIRONMENT.get(name, {})),
+            )
+        )
+
+    def _run_together(self, names):
+        """{name: Said} of bare runs, by bare.py."""
+        folders, jobs = {}, []
+        for name in names:
+            folders[name], arguments = self._prepared(name, "bare")
+            jobs.append(json.dumps({"argv": arguments, "folder": str(folders[name]), "stdin": STDIN.get(name, "")}))
+        runner = [sys.executable, str(HERE / "bare.py")]
+        env = environment(self.daemon)
+        done = subprocess.run(
+            runner, input="\n".join(jobs), stdout=subprocess.PIPE, text=True, timeout=280, check=True, env=env
+        )
+        ends = zip(names, done.stdout.split(), strict=True)
+        return {name: Said(int(code), *output(folders[name])) for name, code in ends}
+
+    def _prepared(self, name, kind):
+        """A new folder for the program, and the interpreter's arguments."""
+        folder = self._folder / kind / name
+        folder.mkdir(parents=True)
+        arguments = [str(HERE / argument) if argument.endswith(".py") else argument for argument in PROGRAMS[name]]
+        return folder, [argument.format(folder=folder) for argument in arguments]
 
 
 def environment(daemon, **more):
@@ -174,6 +198,15 @@ def environment(daemon, **more):
 
 
 def said(process):
-    lines = [line.split()[1:] for line in process.stdout.splitlines() if line.startswith("final ")]
+    return Said(process.returncode, process.stderr, final_lines(process.stdout))
+
+
+def output(folder):
+    """(stderr, final lines) of a program that bare.py has run."""
+    return (folder / "stderr").read_text(), final_lines((folder / "stdout").read_text())
+
+
+def final_lines(text):
+    lines = [line.split()[1:] for line in text.splitlines() if line.startswith("final ")]
     final = [{key: float(value) for key, value in (cell.split("=") for cell in line)} for line in lines]
-    return Said(process.returncode, process.stderr, final)
+    return sorted(final, key=lambda numbers: numbers.get("rank", 0.0))  # ranks end in any order

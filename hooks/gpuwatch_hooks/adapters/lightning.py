@@ -73,7 +73,6 @@ class GpuwatchCallback(_callback_class()):
         facts.update(
             framework="lightning",
             framework_version=version,
-            precision=str(trainer.precision),
             strategy=type(trainer.strategy).__name__,
             accumulate_grad_batches=trainer.accumulate_grad_batches,
             gradient_clip_val=trainer.gradient_clip_val or 0,

@@ -68,7 +68,6 @@ def _describe(args, model):
         framework="transformers",
         framework_version=transformers.__version__,
         model=type(model).__name__,
-        precision="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     )
     sessions.current().meta(facts)
 
