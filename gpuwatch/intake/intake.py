@@ -266,6 +266,11 @@ class Intake:
             if session.peer is not None:
                 self._drop(session.peer)
             return False
+        except DescriptorError as error:
+            log.warning("%s: %s: it is read no more", session.run.directory, error)
+            self._stats.count("rings_left", "impossible_head")
+            self._finish(session)
+            return False
         except Exception:
             log.exception("%s: a batch could not be taken", session.run.directory)
             self._stats.count("faults", "ring")

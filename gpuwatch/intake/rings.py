@@ -18,6 +18,8 @@ from gpuwatch.intake.descriptors import DescriptorError, check_memfd
 #: Records read of one ring before the others have their turn.
 BATCH_SLOTS = 256
 BATCH_BYTES = 4 << 20
+#: No writer gets this far ahead: a million records a second for twelve days. A head that says so is not one.
+MAX_LEAP = 1 << 40
 
 
 class RawRecord(NamedTuple):
@@ -71,13 +73,18 @@ class RingReader:
         return {reason: self._words[wire.DROPS_WORD + i] for i, reason in enumerate(wire.DROP_REASONS)}
 
     def read(self, max_slots: int = BATCH_SLOTS, max_bytes: int = BATCH_BYTES) -> list[RawRecord]:
-        """The next records, oldest first, within the given budget; [] when there is nothing new."""
+        """The next records, oldest first, within the given budget; [] when there is nothing new.
+
+        Raises DescriptorError when the head cannot be one.
+        """
         records: list[RawRecord] = []
         size_bytes = 0
         for _ in range(max_slots):
             head = self.head
             if head <= self.sequence or size_bytes >= max_bytes:
                 break
+            if head - self.sequence > MAX_LEAP:
+                raise DescriptorError(f"a ring whose head is {head}")
             # The slot of `oldest` may be half-way to record head + 1 already: the checks below tell.
             oldest = head - self.slot_count + 1
             if oldest > self.sequence + 1:

@@ -38,10 +38,6 @@ class Session:
         reader.seek(run.resume_sequence)
 
     @property
-    def ending(self) -> bool:
-        return self._end is not None
-
-    @property
     def drained(self) -> bool:
         """Nothing is left to come: the process has ended or said goodbye, and all it published was read."""
         return self._end is not None and self.reader.sequence >= self._end

@@ -133,7 +133,7 @@ def test_a_ring_that_is_cut_while_it_is_read_kills_only_a_reader_without_the_che
 
 
 def test_a_ring_that_is_scribbled_over_while_it_is_read():
-    """Everything in it changes at random, header and counters too: whatever is taken was once published, and nothing raises."""
+    """Everything in it changes at random, header and counters too: what is taken was once published."""
     ring = RingWriter(SLOTS, SLOT_BYTES)
     reader = RingReader(os.dup(ring.fd), SLOTS, SLOT_BYTES, ring.ring_id)
     chance = random.Random(4)
@@ -144,7 +144,10 @@ def test_a_ring_that_is_scribbled_over_while_it_is_read():
         for _ in range(chance.randint(1, 8)):
             at = chance.choice([chance.randrange(wire.RING_HEADER_BYTES), chance.randrange(ring.size_bytes), 64, 128])
             view[at : at + 8] = chance.randbytes(len(view[at : at + 8]))
-        records = reader.read()
+        try:
+            records = reader.read()
+        except DescriptorError:  # the head was hit, and says what no head can say
+            records = []
         assert len(records) <= rings.BATCH_SLOTS
         believed |= {record.payload.split()[0] for record in records}
         reader.drops()

@@ -182,6 +182,22 @@ def test_overwritten_records_are_counted_to_the_record(desk, make_client):
     assert list(losses(run)) == list(range(85, 101))
 
 
+def test_a_ring_with_an_impossible_head_costs_its_own_run_alone(desk, make_client, monkeypatch):
+    hostile, honest = make_client(), make_client()
+    hostile.connect(run="hostile")
+    desk.pump()
+    monkeypatch.setattr("gpuwatch.intake.peers.start_ticks", lambda pid: 1)  # another process, as the kernel would name it
+    honest.connect()
+    hostile.ring._words[wire.HEAD_WORD] = (1 << 64) - 1
+    honest.step(1)
+    desk.pump()
+    desk.state.tick()
+    assert desk.run("hostile").status == "lost"
+    assert desk.run("hostile").counters.dropped.get("overwritten", 0) == 0
+    assert desk.run().last_step == 1
+    assert hostile.heard()[-1] is None
+
+
 def test_the_hooks_own_losses_are_counted_once(desk, client):
     client.connect()
     client.ring.count_dropped("too_large", 3)

@@ -14,6 +14,7 @@ from gpuwatch_hooks.ring import RingWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuwatch.intake.descriptors import DescriptorError
 from gpuwatch.intake.rings import RingReader
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
@@ -154,7 +155,7 @@ def test_the_oldest_slot_while_the_writer_comes_round_to_it_counts_as_overwritte
     assert (reader.overwritten, reader.damaged) == (1, 0)
 
 
-@pytest.mark.parametrize("head", [0, 3, 1 << 40, (1 << 64) - 1])
+@pytest.mark.parametrize("head", [0, 3, 1 << 20, 1 << 39])
 def test_a_head_that_lies_ends_the_read_and_never_the_reader(ring, reader, head):
     for number in range(1, 6):
         ring.write(1, self_checking(number))
@@ -163,6 +164,14 @@ def test_a_head_that_lies_ends_the_read_and_never_the_reader(ring, reader, head)
     for _ in range(3):
         assert all(is_whole(record.payload) for record in reader.read())
     assert reader.overwritten <= head
+
+
+@pytest.mark.parametrize("head", [(1 << 40) + 1, (1 << 64) - 1])
+def test_a_head_that_cannot_be_is_refused_before_it_gets_into_a_counter(ring, reader, head):
+    ring._words[wire.HEAD_WORD] = head
+    with pytest.raises(DescriptorError, match="head"):
+        reader.read()
+    assert reader.overwritten == 0
 
 
 def test_slot_header_that_claims_more_than_a_slot(ring, reader):
