@@ -176,6 +176,22 @@ def test_compiled(zoo):
     assert run.names("tensor") == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+def test_by_hand(zoo):
+    run = zoo.run("by_hand")
+    events = run.events()
+    assert run.scalars("Accuracy/val") == [(step, float32(1 / step)) for step in range(1, 11)]
+    assert [image.step for image in events.Images("feature_maps/0")] == [0, 4, 8]  # forwards 1, 5 and 9: steps taken by then
+    assert {image.step for image in events.Images("inputs")} == {10}
+    assert [(image.width, image.height) for image in events.Images("curve")] == [(200, 100)]
+    histogram = events.Histograms("logits")[0].histogram_value
+    assert sum(histogram.bucket) == 32
+    text = events.Tensors("notes/text_summary") if "notes/text_summary" in events.Tags()["tensors"] else events.Tensors("notes")
+    assert text[0].tensor_proto.string_val[0] == b"**a tiny** CNN"
+    alone = zoo.runs("by-hand-alone", of="by_hand")[0]  # the bare run: nothing around it, watch alone put the hooks in
+    assert (alone.summary.step, alone.values["loss"]) == (10, run.values["loss"])
+    assert alone.summary.end_reason == "detached"
+
+
 def test_endings(zoo):
     assert (zoo.run("ending_code").summary.status, zoo.run("ending_code").summary.end_reason) == ("finished", "exit")
     failed = zoo.run("ending_exception").summary

@@ -43,12 +43,13 @@ PROGRAMS = {
     "ending_exception": ["ending.py", "exception"],
     "reads_stdin": ["reads_stdin.py"],
     "with_own_site": ["with_own_site.py"],
+    "by_hand": ["by_hand.py"],
     "ddp": [*TORCHRUN, "ddp.py"],
     "lightning_trainer": ["lightning_trainer.py"],
     "hf_trainer": ["hf_trainer.py"],
 }
 #: Bare runs that need an interpreter of their own: for its start, for a traceback without runpy's frames, for heavy imports.
-APART = {"with_own_site", "spawned", "ending_exception", "ddp", "lightning_trainer", "hf_trainer"}
+APART = {"with_own_site", "by_hand", "spawned", "ending_exception", "ddp", "lightning_trainer", "hf_trainer"}
 STDIN = {"reads_stdin": "0 1\n1 3\n2 5\n"}
 ENVIRONMENT = {"with_own_site": {"PYTHONPATH": str(HERE / "own_site")}}
 
@@ -95,17 +96,20 @@ class Run:
         return [name for chunk in chunks if chunk.version == newest for name in chunk.names]
 
     def scalars(self, tag):
-        """[(step, value)] that stock TensorBoard reads under this tag, once it has all steps of the run."""
+        """[(step, value)] under this tag in TensorBoard."""
+        return [(event.step, event.value) for event in self.events().Scalars(tag)]
+
+    def events(self):
+        """What stock TensorBoard reads, once it has all steps of the run."""
 
         def read():
-            events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0})
+            events = EventAccumulator(str(self.folder), size_guidance={"scalars": 0, "images": 0})
             events.Reload()
             found = events.Tags()["scalars"]
             told = {event.step for event in events.Scalars("train/loss")} if "train/loss" in found else {0}
             return events if max(told) >= self.summary.step else None
 
-        events = wait_until(read, 30)
-        return [(event.step, event.value) for event in events.Scalars(tag)]
+        return wait_until(read, 30)
 
 
 class Zoo:
@@ -135,9 +139,12 @@ class Zoo:
     def watched(self, name):
         return self._watched[name].result()
 
-    def runs(self, name):
-        """The Runs of a program by rank, once the daemon has seen them end."""
-        self.watched(name)
+    def runs(self, name, of=None):
+        """The Runs named `name` (by default as the program) by rank, once the daemon has seen them end."""
+        if of is None:
+            self.watched(name)
+        else:
+            self.bare(of)
 
         def ended():
             found = {folder: known for folder, known in self.daemon.runs().items() if known.run == name}
