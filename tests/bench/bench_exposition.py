@@ -17,11 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "exporters")]
-
-from job import Job  # noqa: E402  # the tests' own synthetic job
-from node import fill  # noqa: E402
-from test_exposition import Library  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from gpuwatch.config import Config  # noqa: E402
 from gpuwatch.detectors.registry import BY_NAME  # noqa: E402
@@ -29,6 +25,9 @@ from gpuwatch.exporters.exposition import Renderer  # noqa: E402
 from gpuwatch.exporters.prometheus import Prometheus  # noqa: E402
 from gpuwatch.selfstats import SelfStats  # noqa: E402
 from gpuwatch.state.store import State  # noqa: E402
+from tests.exporters.job import Job  # noqa: E402  # the tests' own synthetic job
+from tests.exporters.node import fill  # noqa: E402
+from tests.exporters.test_exposition import Library  # noqa: E402
 
 MEASURE = """
 import gpuwatch.intake.intake, gpuwatch.exporters.tensorboard, gpuwatch.config

@@ -1,13 +1,8 @@
-import sys
-from pathlib import Path
-
 import pytest
 
 from gpuwatch.config import Config
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.store import State
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from prometheus_server import PrometheusServer
-from test_real_tensorboard import Board
+
+from tests.exporters.prometheus_server import PrometheusServer
+from tests.exporters.test_real_tensorboard import Board
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -1,9 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from node import fill
 
 from gpuwatch.exporters.gpu_history import GpuHistory
 from gpuwatch.state.gpus import Gpus
+from tests.exporters.node import fill
 
 SECOND_NS = 10**9
 

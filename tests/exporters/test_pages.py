@@ -3,14 +3,14 @@ import math
 import time
 
 import pytest
-from job import Job
-from node import fill
-from test_prometheus import finding
 
 from gpuwatch.exporters.http import Response
 from gpuwatch.exporters.pages import routes
 from gpuwatch.exporters.request import Request
 from gpuwatch.state import summary
+from tests.exporters.job import Job
+from tests.exporters.node import fill
+from tests.exporters.test_prometheus import finding
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from job import Job
-from node import fill
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -16,6 +14,8 @@ from gpuwatch.exporters import prometheus
 from gpuwatch.exporters.catalogue import METRICS
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.state.findings import Finding
+from tests.exporters.job import Job
+from tests.exporters.node import fill
 
 GOLDEN = Path(__file__).parent / "golden"
 RULES = sorted(BY_NAME)
@@ -185,7 +185,7 @@ def test_layers_are_off_until_asked_for(state, stats, config):
 
 
 def test_of_the_layers_one_that_is_no_number_comes_first(state, stats, monkeypatch):
-    monkeypatch.setattr("job.layer_value", lambda step, layer, family, column: [1.0, math.nan, 2.0][layer])
+    monkeypatch.setattr("tests.exporters.job.layer_value", lambda step, layer, family, column: [1.0, math.nan, 2.0][layer])
     Job(state).step(1)
     found = scrape(Prometheus(with_layers(2), state, stats, "0", RULES))
     assert {dict(key)["layer"] for key in found["gpuwatch_train_layer_grad_norm"]} == {"conv1.bias", "fc.weight"}

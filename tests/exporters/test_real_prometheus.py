@@ -3,11 +3,6 @@
 import time
 
 import pytest
-from job import Job
-from node import fill
-from prometheus_server import PrometheusServer
-from test_exposition import read
-from test_prometheus import RULES, finding, with_layers
 
 from gpuwatch.config import Config
 from gpuwatch.exporters.catalogue import METRICS
@@ -16,6 +11,11 @@ from gpuwatch.exporters.pages import routes
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.store import State
+from tests.exporters.job import Job
+from tests.exporters.node import fill
+from tests.exporters.prometheus_server import PrometheusServer
+from tests.exporters.test_exposition import read
+from tests.exporters.test_prometheus import RULES, finding, with_layers
 
 
 class Node:

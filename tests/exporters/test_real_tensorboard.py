@@ -12,15 +12,15 @@ import urllib.request
 
 import msgspec
 import pytest
-from job import LAYERS, Job, step_values
 from PIL import Image
-from test_run_export import crash
 
 from gpuwatch.config import Config, TensorBoard
 from gpuwatch.exporters.eventfile import EventFile
 from gpuwatch.exporters.run_export import RunExport
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.store import State
+from tests.exporters.job import LAYERS, Job, step_values
+from tests.exporters.test_run_export import crash
 
 CONFIG = Config(tensorboard=TensorBoard(layers_every_seconds=1.0, histograms_every_seconds=2.0))
 LAST = 60

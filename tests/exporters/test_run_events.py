@@ -4,7 +4,6 @@ import struct
 
 import pytest
 from gpuwatch_hooks import wire
-from job import LAYERS, Job, bucket, layer_value, learning_rate, step_values
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import api_pb2
@@ -16,6 +15,7 @@ from gpuwatch.exporters.written import Written
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.journal_reader import JournalReader
 from gpuwatch.state.records import Media, Names, Scalar
+from tests.exporters.job import LAYERS, Job, bucket, layer_value, learning_rate, step_values
 
 
 class Board:

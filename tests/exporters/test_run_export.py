@@ -10,14 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from job import Job
 
 from gpuwatch.config import Config, TensorBoard
 from gpuwatch.exporters import eventfile, run_export
 from gpuwatch.exporters.run_export import BusyError, RunExport
 from gpuwatch.exporters.written import Written
+from tests.exporters.job import Job
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 CONFIG = Config(tensorboard=TensorBoard(layers_every_seconds=0.5, histograms_every_seconds=1.0))
 
 
@@ -231,19 +231,18 @@ def test_a_disk_that_is_full_pauses_and_goes_on_in_a_new_file(state):
 
 CHILD = """
 import sys, time
-sys.path.insert(0, sys.argv[1])
-from job import Job
-from test_run_export import train
+from tests.exporters.job import Job
+from tests.exporters.test_run_export import train
 from gpuwatch.config import Config, TensorBoard
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.store import State
 
-state = State(sys.argv[2])
+state = State(sys.argv[1])
 exporter = TensorBoardExporter(Config(tensorboard=TensorBoard(flush_seconds=0.1)), state, SelfStats())
 exporter.start()
-job = Job(state, pid=int(sys.argv[4]), start_ns=1)
-for step in range(1, int(sys.argv[3]) + 1):
+job = Job(state, pid=int(sys.argv[3]), start_ns=1)
+for step in range(1, int(sys.argv[2]) + 1):
     train(job, [step])
     if step > job.durable[0] // 6:
         time.sleep(0.002)
@@ -254,10 +253,10 @@ exporter.stop()
 
 def test_killed_again_and_again(tmp_path):
     last = 600
-    command = [sys.executable, "-c", CHILD, str(HERE), str(tmp_path / "runs"), str(last), str(os.getpid())]
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "runs"), str(last), str(os.getpid())]
     kills = 0
     while True:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=HERE.parents[1]) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
             target = 90 * (kills + 1)
             for line in child.stdout:
                 if int(line) == target:

@@ -6,9 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from job import Job
-from node import fill
-from test_run_export import points
 
 from gpuwatch.config import Config, TensorBoard
 from gpuwatch.exporters import run_export, tensorboard
@@ -18,6 +15,9 @@ from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.store import State
+from tests.exporters.job import Job
+from tests.exporters.node import fill
+from tests.exporters.test_run_export import points
 
 QUICK = Config(tensorboard=TensorBoard(flush_seconds=0.1))
 
@@ -178,10 +178,9 @@ def test_two_daemons_over_one_log_directory(state, stats, exporter, monkeypatch)
 
 FULL_DISK = """
 import os, sys, time
-sys.path.insert(0, sys.argv[1])
-from job import Job
-from test_run_export import points
-from test_tensorboard import QUICK, until
+from tests.exporters.job import Job
+from tests.exporters.test_run_export import points
+from tests.exporters.test_tensorboard import QUICK, until
 from gpuwatch.exporters import run_export
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.selfstats import SelfStats
@@ -189,7 +188,7 @@ from gpuwatch.state.findings import Finding
 from gpuwatch.state.store import State
 
 run_export.RETRY_NS = 200_000_000
-state, stats = State(sys.argv[2]), SelfStats()
+state, stats = State(sys.argv[1]), SelfStats()
 exporter = TensorBoardExporter(QUICK, state, stats)
 job = Job(state, pid=os.getpid())
 job.step(1)
@@ -197,7 +196,7 @@ exporter.turn(time.monotonic_ns())
 assert points(job.run.path)["train/loss"] == [1]
 for step in range(2, 11):
     job.step(step)
-ballast = os.open(sys.argv[2] + "/ballast", os.O_WRONLY | os.O_CREAT)
+ballast = os.open(sys.argv[1] + "/ballast", os.O_WRONLY | os.O_CREAT)
 try:
     while os.write(ballast, bytes(4096)):
         pass
@@ -216,12 +215,11 @@ exporter.stop()
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare (util-linux)")
 def test_a_full_disk_is_seen_and_survived(tmp_path):
-    here = Path(__file__).parent
-    mount = f'mount -t tmpfs -o size=1m none {tmp_path} && exec {sys.executable} -c "$CODE" {here} {tmp_path}'
+    mount = f'mount -t tmpfs -o size=1m none {tmp_path} && exec {sys.executable} -c "$CODE" {tmp_path}'
     result = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount],
         env={**os.environ, "CODE": FULL_DISK},
-        cwd=here.parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=90,
