@@ -47,7 +47,7 @@ class _Hook:
     def __call__(self, module, _inputs, output):
         import torch
 
-        if torch.compiler.is_compiling():  # so the compiler finds nothing here to trace, to guard or to break at
+        if _is_compiling(torch):  # so the compiler finds nothing here to trace, to guard or to break at
             return
         try:
             if not module.training or _is_no_forward(torch):
@@ -115,9 +115,16 @@ def _unique(name):
     return tag
 
 
+def _is_compiling(torch):
+    known = getattr(torch.compiler, "is_compiling", None)  # since torch 2.3
+    return known() if known is not None else torch._dynamo.is_compiling()
+
+
 def _is_no_forward(torch):
-    """Whether this is a trace, a checkpoint's recomputation, or a region whose operations somebody counts."""
+    """Whether this is a trace, a recomputation, the capture of a CUDA graph, or a region whose operations somebody counts."""
     if torch.jit.is_tracing() or torch._C._current_graph_task_id() != -1:
+        return True
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         return True
     # Selective checkpointing replays the operations that it saw: one more of ours in the first pass would shift them all.
     return torch._C._len_torch_dispatch_stack() > 0

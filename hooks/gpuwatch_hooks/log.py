@@ -62,6 +62,7 @@ def log_histogram(tag, tensor, step=None):
     if session is None:
         return
     source = snapshot.plain(_tensor(tensor))
+    snapshot.refuse_capture(source)
     step, size, tag = checked_step(session, step), source.numel(), str(tag)
     on_host = source.device.type != "cuda"  # a CUDA tensor is binned where it lives: 130 numbers travel instead of it
     copied = on_host and size * source.element_size() <= MAX_COPIED_BYTES

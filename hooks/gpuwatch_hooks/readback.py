@@ -40,7 +40,7 @@ class Readback:
                 offset += part.numel()
             if device.type == "cuda":
                 with torch.cuda.device(device):
-                    buffer = torch.empty(joined.shape, dtype=joined.dtype, pin_memory=True)
+                    buffer = torch.empty(joined.shape, dtype=joined.dtype, device="cpu", pin_memory=True)
                     buffer.copy_(joined, non_blocking=True)
                     event = torch.cuda.Event()
                     event.record()

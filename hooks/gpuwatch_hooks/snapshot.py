@@ -42,14 +42,21 @@ def take(tensor):
             return Snapshot(source.clone(memory_format=torch.contiguous_format), None)
         if source.device.type != "cuda":
             return Snapshot(source.to("cpu"), None)  # such a backend has no pinned copy that could be waited for elsewhere
-        if torch.cuda.is_current_stream_capturing():
-            raise ValueError("a CUDA graph is being captured")
+        refuse_capture(source)
         with torch.cuda.device(source.device):
-            host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            host = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
             host.copy_(source.contiguous(), non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         return Snapshot(host, event)
+
+
+def refuse_capture(tensor):
+    """Raise ValueError where an operation on `tensor` would become part of a CUDA graph of the user's."""
+    import torch
+
+    if tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ValueError("a CUDA graph is being captured")
 
 
 def plain(tensor):
