@@ -4,11 +4,11 @@ import fcntl
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
-import time
+from pathlib import Path
 
+import gpuwatch_hooks
 import pytest
 from gpuwatch_hooks import wire
 from gpuwatch_hooks.ring import RingWriter
@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.hooks.ring_reader import RingReader
+
+KILLS = Path(__file__).with_name("killed_writer.py")
 
 
 @pytest.fixture
@@ -155,80 +157,25 @@ def test_a_write_that_was_interrupted_leaves_no_record(ring):
     reader.close()
 
 
-def _unsafe_write(self, kind, head, body=b""):
-    """The protection off: announced first, then written bit by bit."""
-    sequence = self.sequence + 1
-    base = wire.RING_HEADER_BYTES + (sequence - 1) % self.slot_count * self.slot_bytes
-    self._words[base >> 3] = sequence
-    self._words[wire.HEAD_WORD] = sequence
-    now = time.monotonic_ns()
-    crc = wire.slot_crc(sequence, now, kind, head)
-    start = base + wire.SLOT_HEADER_BYTES
-    self._view[base + 8 : start] = wire.SLOT_META.pack(now, len(head), crc, kind, 0, 0)
-    for at in range(start, start + len(head), 8):
-        self._view[at : at + 8] = head[at - start : at - start + 8]
-    self.sequence = sequence
-
-
-def _payload(number):
-    return number.to_bytes(8, "little") * (1 + number * 7 % 100)  # every byte tells which record it belongs to
-
-
-def _write_until_killed(ring, write, begun):
-    ring.sequence = random.randrange(1 << 40)  # so that what an earlier child left cannot pass for ours
-    os.write(begun, b"x")
-    while True:
-        number = ring.sequence + 1
-        write(ring, 1 + number % 5, _payload(number))
-
-
-def _unchecked(reader, index):
-    base = reader.header_bytes + index * reader.slot_bytes
-    raw = bytes(reader._map[base : base + reader.slot_bytes])
-    (sequence,) = struct.unpack_from("<Q", raw)
-    now, size, _, kind, _, _ = wire.SLOT_META.unpack_from(raw, 8)
-    return (sequence, kind, raw[wire.SLOT_HEADER_BYTES : wire.SLOT_HEADER_BYTES + size], now) if sequence else "empty"
-
-
-def _kill_at_random(write, times, read_slot):
-    """Kill a writing child `times` times at random instants; (records accepted, those of them that lie)."""
-    rng = random.Random(1)
-    ring = RingWriter(16, 1024)
-    reader = RingReader(ring.fd)
-    accepted = lying = 0
-    for _ in range(times):
-        wait, begun = os.pipe()
-        child = os.fork()
-        if child == 0:
-            _write_until_killed(ring, write, begun)
-        os.read(wait, 1)
-        time.sleep(rng.random() * 0.003)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(wait)
-        os.close(begun)
-        for index in range(reader.slots):
-            record = read_slot(reader, index)
-            if isinstance(record, tuple):
-                sequence, kind, payload, _ = record
-                accepted += 1
-                lying += not (payload == _payload(sequence) and kind == 1 + sequence % 5)
-    reader.close()
-    ring.close()
-    return accepted, lying
+def _killed(writer, reader, times):
+    """(records accepted, those of them that lie) after killing a writer so many times."""
+    command = [sys.executable, "-S", str(KILLS), writer, reader, str(times)]
+    environment = {"PYTHONPATH": str(Path(gpuwatch_hooks.__file__).parent.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True, env=environment)
+    return map(int, done.stdout.split())
 
 
 def test_killed_1000_times_at_random_instants_no_torn_record_is_accepted():
-    accepted, lying = _kill_at_random(RingWriter.write, 1000, RingReader.slot)
+    accepted, lying = _killed("safe", "checked", 1000)
     assert accepted > 1000 * 10
     assert lying == 0
 
 
 def test_twin_without_order_and_checksum_torn_records_are_accepted():
-    _, lying = _kill_at_random(_unsafe_write, 100, _unchecked)
+    _, lying = _killed("unsafe", "unchecked", 100)
     assert lying > 0
 
 
 def test_the_order_of_writing_alone_marks_a_torn_slot_invalid():
-    _, lying = _kill_at_random(RingWriter.write, 100, _unchecked)
+    _, lying = _killed("safe", "unchecked", 100)
     assert lying == 0

@@ -13,6 +13,8 @@ from torch.optim import optimizer as optimizer_module
 
 STEPS = 5
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:Dynamo does not know:UserWarning")
+
 
 def _compiled_step():
     torch.manual_seed(0)
