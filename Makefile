@@ -24,7 +24,7 @@ check: install-dev ## lint, formatting and types
 	$(BIN)/mypy
 
 bench: install-dev ## every bench, quick (FULL=1: as long as the numbers in docs; BENCH_ARGS=--check: judge them)
-	@set -e; for bench in tests/bench/bench_*.py; do \
+	@set -e; for bench in $$(grep -l '= Bench(' tests/bench/*.py | grep -v harness.py); do \
 	  echo "### $$bench"; $(BIN)/python $$bench $(if $(FULL),,--quick) $(BENCH_ARGS); \
 	done
 
@@ -35,7 +35,7 @@ chaos: install-dev system-packages ## the daemon and trainers killed, stopped an
 soak: install-dev ## ten million records through one daemon (about twenty minutes)
 	GPUWATCH_SOAK_RECORDS=10000000 $(BIN)/python -m pytest tests/soak $(PYTEST_ARGS)
 
-# Prometheus with promtool, a C compiler, strace and a browser: the tests run the real thing. Needs root only when one is missing.
+# Prometheus with promtool, a C compiler, strace: the tests run the real thing. Needs root only when one is missing.
 system-packages:
 	@.ci/system-packages
 

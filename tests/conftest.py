@@ -1,18 +1,23 @@
-"""For all tests: where GPUWATCH_TESTS_NEED_ALL is set, as in .ci/run, only a missing GPU may skip one.
+"""For all tests: where GPUWATCH_TESTS_NEED_ALL is set, as in .ci/run, a test may be skipped only for what cannot be installed.
 
-A test that is skipped because a program could not be installed would otherwise pass for ever without running.
+One that is skipped because a program is missing would otherwise pass for ever without running.
 """
 
 import os
+import re
 
 import pytest
 
+#: A GPU, another Python or user, what the kernel forbids: reasons that no package removes.
+EXCUSED = re.compile(r"\bGPU|CUDA|\broot\b|Python|user namespace|x86-64")
 _skipped = []
 
 
 def pytest_runtest_logreport(report):
-    if report.skipped and not hasattr(report, "wasxfail") and "gpu" not in report.keywords:
-        _skipped.append(report.nodeid)
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not EXCUSED.search(reason):
+            _skipped.append(f"{report.nodeid}: {reason}")
 
 
 def pytest_sessionfinish(session):
@@ -22,6 +27,6 @@ def pytest_sessionfinish(session):
 
 def pytest_terminal_summary(terminalreporter):
     if _skipped and os.environ.get("GPUWATCH_TESTS_NEED_ALL"):
-        terminalreporter.section("skipped where nothing but a GPU may be missing", red=True)
-        for node in _skipped:
-            terminalreporter.line(node)
+        terminalreporter.section("skipped for what could be installed", red=True)
+        for line in _skipped:
+            terminalreporter.line(line)
