@@ -18,6 +18,7 @@ from gpuwatch.attach.process import Process, read_process, waiting_in
 
 METHODS = ("auto", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
+_IMPORT_SECONDS = 0.25
 GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
 
 
@@ -75,11 +76,12 @@ def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto",
         def text(report: int) -> str:
             return payload.build(modules, verb, options, report, timeout_seconds)
 
-        if way == "remote-debug":
-            report = remote_debug.request(process, lambda address: text(address).encode())
-            answer, stopped = _await_report(process, report, timeout_seconds) or _queued(process), 0.0
-        else:
-            answer, stopped = _by_injector(process, text, timeout_seconds)
+        go = _by_remote_debugging if way == "remote-debug" else _by_injector
+        answer, stopped = go(process, text, timeout_seconds)
+        while answer.startswith("importing") and time.monotonic() + _IMPORT_SECONDS < began + timeout_seconds:
+            time.sleep(_IMPORT_SECONDS)
+            answer, again = go(process, text, timeout_seconds)
+            stopped = max(stopped, again)
     except InjectError as error:
         return replace(outcome, sentence=str(error), fix="try again")
     except PermissionError:
@@ -89,6 +91,11 @@ def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto",
     except OSError as error:
         return replace(outcome, sentence=f"process {pid}: {error.strerror}", fix="is it still there?")
     return _told(answer, replace(outcome, stopped_microseconds=stopped, seconds=time.monotonic() - began))
+
+
+def _by_remote_debugging(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
+    report = remote_debug.request(process, lambda address: text(address).encode())
+    return _await_report(process, report, timeout_seconds) or _queued(process), 0.0
 
 
 def _by_injector(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
@@ -130,6 +137,10 @@ def _told(answer: str, outcome: Outcome) -> Outcome:
         return replace(outcome, answer="queued", sentence=rest, fix=fix)
     if word == "expired":
         return replace(outcome, sentence="the main thread came to it too late", fix="try again with a longer --timeout")
+    if word == "importing":
+        return replace(
+            outcome, sentence=f"it is still importing {rest}", fix="try again in a moment, or with a longer --timeout"
+        )
     if word == "no_torch":
         return replace(outcome, sentence="torch is not loaded in it", fix="use --wait")
     if word not in GOOD_ANSWERS:

@@ -11,12 +11,26 @@ from contextlib import contextmanager
 
 from gpuwatch.attach import sigframe
 from gpuwatch.attach.entry import EntryPoints, InjectError
-from gpuwatch.attach.ptrace import Tracee
+from gpuwatch.attach.maps import place, read_maps
+from gpuwatch.attach.ptrace import SignalInfo, TargetExitedError, Tracee
 
 _NOT_IN_SYSCALL = (1 << 64) - 1
 _NR_RT_SIGRETURN = 15
 _RED_ZONE_BYTES = 128
 _DIRECTION_FLAG = 0x400
+_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+
+
+class ElsewhereError(InjectError):
+    """The thread was stopped where we touch nothing; a moment later it is somewhere else."""
+
+
+class FaultError(InjectError):
+    """The thread faulted on the detour. `harmless` when nothing of the interpreter's had been called yet."""
+
+    def __init__(self, sentence: str, *, harmless: bool) -> None:
+        super().__init__(sentence)
+        self.harmless = harmless
 
 
 class Detour:
@@ -24,11 +38,15 @@ class Detour:
 
     def __init__(self, thread: Tracee, memory: int, entry: EntryPoints, timeout_seconds: float) -> None:
         self._thread, self._memory, self._entry, self._timeout = thread, memory, entry, timeout_seconds
+        self._phase = "being stopped"
         thread.interrupt()
         while not (stop := thread.wait()).interrupted:
             thread.resume(stop.signal)
         self.began_ns = time.perf_counter_ns()
         self._before = thread.registers()
+        if entry.stack and self._before["rsp"] not in entry.stack:
+            # Code that borrows the stack pointer, or a coroutine: what lies below it may be somebody's data.
+            raise ElsewhereError("the main thread is not on its own stack")
         self._vectors = thread.vector_state()
         self._mask = thread.signal_mask()
         self._home = sigframe.resumed(self._before)
@@ -36,23 +54,44 @@ class Detour:
 
     def system_call(self, number: int, *arguments: int) -> int:
         """One system call of the thread's, on its own stack; its result. Should we die, it goes home from there by itself."""
+        self._phase = f"making system call {number}"
         slot = _slot(self._before["rsp"] - _RED_ZONE_BYTES - self.room - 64)
         self._write(slot, self._frame(slot))
         given = dict(zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False))
         self._go(rip=self._entry.syscall_ret, rsp=slot, rax=number, **given)
-        self._to_syscall(number)  # entry
+        self._to_syscall(number, slot)  # entry
         self._thread.resume_to_syscall()
         self._next_syscall_stop()  # exit
         return self._thread.registers()["rax"]
 
     def call(self, function: int, first: int, data: bytes, stack_top: int) -> None:
         """`function(first, address of data)` on a stack of our own that ends at `stack_top`; data lies above it."""
+        self._phase = "filing the call"
         slot = _slot(stack_top)
         frame = self._frame(slot)
         self._write(slot, frame + data)
         flags = self._before["eflags"] & ~_DIRECTION_FLAG
         self._go(rip=function, rsp=slot, rdi=first, rsi=slot + len(frame), rax=0, eflags=flags)
-        self._to_syscall(_NR_RT_SIGRETURN)
+        self._to_syscall(_NR_RT_SIGRETURN, slot + 8)
+
+    @contextmanager
+    def brought_home(self) -> Iterator[None]:
+        """Whatever goes wrong inside, the thread is put back to where it was stopped before the caller hears of it."""
+        try:
+            yield
+        except TargetExitedError:
+            raise
+        except TimeoutError:
+            # The interpreter's own lock around its pending calls is held at this very stop: waiting for it changed nothing.
+            self._abandon()
+            raise InjectError(f"the thread did not come back in {self._timeout:g} s while {self._phase}") from None
+        except Exception:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        self._thread.set_signal_mask(self._mask)  # a handler that we break off would have put it back itself
+        self.go_home()
 
     def go_home(self) -> int:
         """Put everything back; nanoseconds since the stop."""
@@ -73,14 +112,18 @@ class Detour:
         if os.pwrite(self._memory, data, address) != len(data):
             raise InjectError("the target's memory could not be written")
 
-    def _to_syscall(self, number: int) -> None:
-        """Run until the thread enters system call `number`; others that it makes on the way pass."""
+    def _to_syscall(self, number: int, stack: int) -> None:
+        """Run until the thread enters system call `number` with its stack pointer at `stack`; others on the way pass.
+
+        A signal may come on the way, and its handler ends in an rt_sigreturn too: that one, further down, is not ours.
+        """
         while True:
             self._thread.resume_to_syscall()
             self._next_syscall_stop()
             registers = self._thread.registers()
             # At an entry the kernel has already set rax to -ENOSYS; an exit has the result there.
-            if registers["orig_rax"] == number and registers["rax"] == (-38 & (1 << 64) - 1):
+            at_entry = registers["rax"] == (-38 & (1 << 64) - 1)
+            if registers["orig_rax"] == number and registers["rsp"] == stack and at_entry:
                 return
 
     def _next_syscall_stop(self) -> None:
@@ -93,12 +136,19 @@ class Detour:
                     if expired:
                         raise TimeoutError
                     self._thread.resume_to_syscall()
-                elif stop.signal in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL):
-                    where = self._thread.registers()["rip"]
-                    self.go_home()
-                    raise InjectError(f"the call faulted (signal {stop.signal} at {where:#x}); the target goes on")
+                elif stop.signal in _FAULTS and (fault := self._thread.signal_info()).code > 0:
+                    raise self._fault(stop.signal, fault)
                 else:
                     self._thread.resume_to_syscall(stop.signal)  # its handler runs on our stack and comes back
+
+    def _fault(self, number: int, fault: SignalInfo) -> FaultError:
+        registers = self._thread.registers()
+        where = place(read_maps(self._thread.tid), registers["rip"])
+        return FaultError(
+            f"the thread faulted while {self._phase} (signal {number}, code {fault.code}, at {where}, address "
+            f"{fault.address:#x}, stack {registers['rsp']:#x}); it goes on as before",
+            harmless=self._phase != "filing the call",
+        )
 
 
 def _slot(address: int) -> int:

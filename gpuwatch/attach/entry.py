@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple
 
 from gpuwatch.attach.elf import EM_X86_64, ElfError, find_symbols
-from gpuwatch.attach.maps import Mapping, free_range, load_bias, open_mapped, read_maps
+from gpuwatch.attach.maps import Mapping, free_range, load_bias, main_stack, open_mapped, read_maps
 
 #: Room that is looked for in the target's address space.
 MAX_AREA_BYTES = 4 << 20
@@ -27,6 +27,7 @@ class EntryPoints(NamedTuple):
     syscall_ret: int
     restore_rt: int
     interpreter: str  # the mapped file that exports the C API
+    stack: range  # addresses that the main thread's stack has or may grow into; empty when the kernel does not name it
     free: int  # where the target had room when it was looked at; taken by somebody since, the kernel says so
 
 
@@ -36,7 +37,8 @@ def resolve(pid: int) -> EntryPoints:
     symbols, interpreter = _find_c_api(pid, mappings)
     gadgets = _find_gadgets(pid, mappings)
     free = free_range(mappings, MAX_AREA_BYTES)
-    return EntryPoints(symbols["Py_AddPendingCall"], symbols["PyRun_SimpleString"], *gadgets, interpreter, free)
+    calls = (symbols["Py_AddPendingCall"], symbols["PyRun_SimpleString"])
+    return EntryPoints(*calls, *gadgets, interpreter, main_stack(mappings), free)
 
 
 def _find_c_api(pid: int, mappings: list[Mapping]) -> tuple[dict[str, int], str]:

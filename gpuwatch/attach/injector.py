@@ -20,9 +20,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from gpuwatch.attach.detour import Detour
+from gpuwatch.attach.detour import Detour, ElsewhereError, FaultError
 from gpuwatch.attach.entry import MAX_AREA_BYTES, EntryPoints, InjectError, resolve
 from gpuwatch.attach.loader import REPORT_BYTES
 from gpuwatch.attach.ptrace import TargetExitedError, Tracee
@@ -31,6 +31,8 @@ _NR_MMAP, _NR_MUNMAP = 9, 11
 _PROT_READ_WRITE = 3
 _MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE = 0x2 | 0x20 | 0x100000
 _STACK_BYTES = 64 * 1024
+_ATTEMPTS, _BETWEEN_ATTEMPTS_SECONDS = 5, 0.003
+_Result = TypeVar("_Result")
 
 
 class Injection(NamedTuple):
@@ -55,19 +57,39 @@ def inject(pid: int, make_text: Callable[[int], str], call_timeout_seconds: floa
     payload = make_text(entry.free).encode() + b"\0"
     if len(payload) > MAX_AREA_BYTES // 2:
         raise InjectError(f"a text of {len(payload)} bytes is too long")
-    with _seized(pid) as (thread, memory):
-        resolved = time.perf_counter_ns()
-        area_bytes, stopped_ns = _file_call(thread, memory, entry, payload, call_timeout_seconds)
+    resolved = time.perf_counter_ns()
+    area_bytes, stopped_ns = _persistently(
+        pid, lambda thread, memory: _file_call(thread, memory, entry, payload, call_timeout_seconds)
+    )
     return Injection(stopped_ns / 1e3, (resolved - began) / 1e3, entry.free, area_bytes, entry.interpreter)
 
 
 def release(pid: int, area: int, area_bytes: int, call_timeout_seconds: float = 1.0) -> float:
     """Unmap the area once its text has run; microseconds that the thread stood still. Raises as `inject` does."""
     entry = resolve(pid)
-    with _seized(pid) as (thread, memory):
-        detour = Detour(thread, memory, entry, call_timeout_seconds)
-        detour.system_call(_NR_MUNMAP, area, area_bytes)
-        return detour.go_home() / 1e3
+    range_bytes = (area, area_bytes)
+    stopped_ns = _persistently(pid, lambda thread, memory: _unmap(thread, memory, entry, range_bytes, call_timeout_seconds))
+    return stopped_ns / 1e3
+
+
+def _persistently(pid: int, work: Callable[[Tracee, int], _Result]) -> _Result:
+    """`work(thread, memory)` on the seized main thread, again where it met with something that passes and changed nothing."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with _seized(pid) as (thread, memory):
+                return work(thread, memory)
+        except (ElsewhereError, FaultError) as error:
+            if attempt + 1 == _ATTEMPTS or not getattr(error, "harmless", True):
+                raise
+        time.sleep(_BETWEEN_ATTEMPTS_SECONDS)
+    raise AssertionError
+
+
+def _unmap(thread: Tracee, memory: int, entry: EntryPoints, area: tuple[int, int], timeout_seconds: float) -> int:
+    detour = Detour(thread, memory, entry, timeout_seconds)
+    with detour.brought_home():
+        detour.system_call(_NR_MUNMAP, *area)
+    return detour.go_home()
 
 
 @contextmanager
@@ -92,19 +114,14 @@ def _file_call(thread: Tracee, memory: int, entry: EntryPoints, payload: bytes, 
     """Map an area, file the call; (area's size, nanoseconds that the thread stood still)."""
     detour = Detour(thread, memory, entry, timeout_seconds)
     area_bytes = (REPORT_BYTES + _STACK_BYTES + 64 + detour.room + len(payload) + 4095) & -4096
-    try:
+    with detour.brought_home():
         mapped = detour.system_call(
             _NR_MMAP, entry.free, area_bytes, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE, (1 << 64) - 1, 0
         )
         if mapped != entry.free:
-            detour.go_home()
             error = os.strerror(-(mapped - (1 << 64)) & 0xFFF)
-            raise InjectError(f"the target could not map {area_bytes} bytes ({error}): try again")
+            raise InjectError(f"the target could not map {area_bytes} bytes ({error})")
         detour.call(entry.add_pending_call, entry.run_simple_string, payload, entry.free + REPORT_BYTES + _STACK_BYTES)
-    except TimeoutError:
-        # The interpreter's own lock around its pending calls is held at this very stop: waiting for it changed nothing.
-        detour.go_home()
-        raise InjectError("the interpreter was filing another pending call: try again") from None
     return area_bytes, detour.go_home()
 
 

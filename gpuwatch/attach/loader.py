@@ -1,6 +1,7 @@
 """The part of an attach's text that runs in the target: a package from memory, no file, no sys.path entry.
 
-`SOURCE` is executed in a private dictionary with MODULES, OPTIONS, REPORT, EXPIRES and VERB; Python 3.9 syntax. ctypes is in
+`SOURCE` is executed in a private dictionary with MODULES, STANDARD (names of the library's modules that these import),
+OPTIONS, REPORT, EXPIRES and VERB; Python 3.9 syntax. ctypes is in
 every process that has imported torch.
 """
 
@@ -58,6 +59,21 @@ def load():
     return attached
 
 
+def under_import():
+    """A module that somebody is importing at this moment and that the hooks would get half of, or None.
+
+    Ours would fail on the half, and, importing parts of torch out of turn, could make the job's own import fail.
+    """
+    import sys
+
+    for name, module in list(sys.modules.items()):
+        if (name in STANDARD or name.partition(".")[0] == "torch") and getattr(
+            getattr(module, "__spec__", None), "_initializing", False
+        ):
+            return name
+    return None
+
+
 def main():
     import sys
     import time
@@ -73,6 +89,9 @@ def main():
         return attached.end()
     if "torch" not in sys.modules:
         return "no_torch"
+    half = under_import()
+    if half is not None:
+        return "importing: %s" % half
     if present is None:
         attached = load()
     else:

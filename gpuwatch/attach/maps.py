@@ -60,3 +60,21 @@ def free_range(mappings: list[Mapping], size: int, above: int = 0x10_0000_0000) 
         if cursor > 0x7000_0000_0000:
             break
     raise ValueError(f"no {size} free bytes in the target's address space")
+
+
+def main_stack(mappings: list[Mapping]) -> range:
+    """Where the main thread's stack pointer may be: its mapping, and what lies free below it; empty when it is not named."""
+    below = 0
+    for mapping in mappings:
+        if mapping.path == "[stack]":
+            return range(below, mapping.end)
+        below = mapping.end
+    return range(0)
+
+
+def place(mappings: list[Mapping], address: int) -> str:
+    """An address as a person can look it up: "libc.so.6+0x1234" in the file's own offsets, or the bare number."""
+    for mapping in mappings:
+        if mapping.start <= address < mapping.end:
+            return f"{os.path.basename(mapping.path) or 'anonymous'}+{address - mapping.start + mapping.offset:#x}"
+    return f"{address:#x}"

@@ -7,9 +7,11 @@ in 2 ms; compiling 25 modules holds the target's main thread up for 100 ms), els
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import marshal
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from gpuwatch.attach.process import Process
 
 #: Parts of the hooks that only an import of theirs would load: an attached job does not import us.
 _LEFT_OUT = ("inject", "adapters")
+_STANDARD = re.compile(r"^\s*(?:import|from) ([a-z_]+)", re.MULTILINE)
 _COMPILE_SECONDS = 20
 _COMPILER = """
 import marshal, sys
@@ -36,6 +39,7 @@ sys.stdout.buffer.write(marshal.dumps(codes, 2))
 Modules = dict[str, tuple[bool, bytes | str]]
 
 
+@functools.cache
 def sources() -> dict[str, tuple[bool, str]]:
     """Every module of the hooks as source, by full name."""
     spec = find_spec("gpuwatch_hooks")
@@ -87,7 +91,14 @@ def build(modules: Modules, verb: str, options: dict[str, Any], report: int, val
     PyRun_SimpleString runs it in `__main__`: hence one expression statement, which binds no name there. An error that escaped
     would surface as a SystemError in the user's loop, and SystemExit would end the process: hence the bare except.
     """
-    given = {"OPTIONS": options, "REPORT": report, "VERB": verb, "EXPIRES": time.time() + valid_seconds, "MODULES": modules}
+    given = {
+        "STANDARD": sorted(_standard_modules()),
+        "OPTIONS": options,
+        "REPORT": report,
+        "VERB": verb,
+        "EXPIRES": time.time() + valid_seconds,
+        "MODULES": modules,
+    }
     packed = base64.b85encode(zlib.compress(marshal.dumps((SOURCE, given), 2), 6)).decode()
     return (
         "try:\n"
@@ -96,6 +107,13 @@ def build(modules: Modules, verb: str, options: dict[str, Any], report: int, val
         "(__import__('marshal'), __import__('base64'), __import__('zlib'))\n"
         "except BaseException:\n pass\n"
     )
+
+
+@functools.cache
+def _standard_modules() -> frozenset[str]:
+    """Modules of the standard library that the hooks import: top-level names."""
+    names = {name for _, text in sources().values() for name in _STANDARD.findall(text)}
+    return frozenset(names & sys.stdlib_module_names)
 
 
 def _cache_file(process: Process, texts: dict[str, tuple[bool, str]]) -> Path:

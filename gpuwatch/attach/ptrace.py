@@ -16,7 +16,15 @@ _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
 _CONT, _SINGLESTEP, _DETACH, _SYSCALL = 7, 9, 17, 24
-_SETOPTIONS, _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _GETSIGMASK = 0x4200, 0x4204, 0x4205, 0x4206, 0x4207, 0x420A
+_GETSIGINFO, _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = (
+    0x4202,
+    0x4204,
+    0x4205,
+    0x4206,
+    0x4207,
+    0x420A,
+    0x420B,
+)
 _O_TRACESYSGOOD = 1
 _NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
 _EVENT_STOP = 128
@@ -28,6 +36,7 @@ REGISTERS = (
 ).split()
 _WORDS = struct.Struct(f"<{len(REGISTERS)}Q")
 _MASK = (1 << 64) - 1
+_SIGNAL_INFO = struct.Struct("<i4xQ")  # siginfo_t from si_code on; si_addr of a fault
 
 
 class TargetExitedError(Exception):
@@ -40,6 +49,13 @@ class Stop(NamedTuple):
     signal: int
     interrupted: bool
     at_syscall: bool
+
+
+class SignalInfo(NamedTuple):
+    """Where a signal comes from: `code` > 0 is the kernel's own word (a fault, at `address`), <= 0 a process's."""
+
+    code: int
+    address: int
 
 
 class _IoVec(ctypes.Structure):
@@ -101,11 +117,22 @@ class Tracee:
         """Put back what `vector_state` gave."""
         self._set(_NT_X86_XSTATE, state)
 
+    def signal_info(self) -> SignalInfo:
+        """About the signal that it has stopped for."""
+        raw = ctypes.create_string_buffer(128)
+        _ptrace(_GETSIGINFO, self.tid, 0, ctypes.addressof(raw))
+        return SignalInfo(*_SIGNAL_INFO.unpack_from(raw, 8))
+
     def signal_mask(self) -> int:
         """The blocked signals, as the kernel's 64-bit set."""
         mask = ctypes.c_uint64()
         _ptrace(_GETSIGMASK, self.tid, 8, ctypes.addressof(mask))
         return mask.value
+
+    def set_signal_mask(self, mask: int) -> None:
+        """Set what `signal_mask` gives."""
+        words = ctypes.c_uint64(mask)
+        _ptrace(_SETSIGMASK, self.tid, 8, ctypes.addressof(words))
 
     def _get(self, kind: int, size: int) -> bytes:
         buffer = ctypes.create_string_buffer(size)

@@ -16,7 +16,7 @@ def begin(options):
 
     Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings.
     """
-    current = session.current()
+    current = session.renewed()
     adjustable = {name: options[name] for name in ("every", "histograms", "overhead_budget") if options.get(name) is not None}
     if current.installed and not current.over:
         current.adjust(adjustable, explicit=True)
@@ -25,7 +25,9 @@ def begin(options):
     current.run = options.get("run") or identity.run_name()
     bootstrap.start(adjustable)
     if current.over or current.recorder is None:
-        return "failed"
+        if forget is not None:
+            forget()
+        return "failed: the hooks could not be installed; its standard error says why"
     current.meta({"attached": options.get("method", "attach")})
     if options.get("told"):
         notices.say_once(options["told"])
