@@ -11,6 +11,7 @@ import msgspec
 
 from gpuwatch.cli import card, recorded
 from gpuwatch.cli.recorded import Recorded
+from gpuwatch.state.summary import jsonable
 
 
 @click.command(short_help="Show the health of one run.")
@@ -40,6 +41,8 @@ def _facts(rank: Recorded) -> dict[str, Any]:
     facts: dict[str, Any] = msgspec.to_builtins(rank.summary, str_keys=True)
     for private in ("checkpoint", "identity", "version"):
         del facts[private]
+    for finding in facts["findings"]:
+        finding.update({name: jsonable(finding[name]) for name in ("value", "threshold")})
     facts["pid"] = rank.summary.identity.pid
     facts["path"] = str(rank.path)
     facts["status"] = rank.status

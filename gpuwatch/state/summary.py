@@ -19,6 +19,8 @@ STATUSES = ("live", "finished", "failed", "lost")
 #: Step fields that run.json carries a short history of, in RECENT_POINTS means over equal stretches of the run's window.
 RECENT = ("loss", "grad_norm", "step_seconds", "loss_scale")
 RECENT_POINTS = 64
+#: What a finding measured: may be NaN or infinite, which msgspec would write as null and not read again.
+_MEASURED = ("value", "threshold")
 
 
 class Checkpoint(msgspec.Struct):
@@ -62,19 +64,22 @@ class RunSummary(msgspec.Struct):
     version: int = VERSION
 
 
-_decoder = msgspec.json.Decoder(RunSummary)
-
-
 def encode(summary: RunSummary) -> bytes:
     """The file's bytes: one JSON object, indented, because people look into it."""
-    return msgspec.json.format(msgspec.json.encode(summary), indent=1) + b"\n"
+    tree = msgspec.to_builtins(summary, str_keys=True)
+    for finding in tree["findings"]:  # a loss that became NaN is what a finding is about
+        finding.update({name: jsonable(finding[name]) for name in _MEASURED})
+    return msgspec.json.format(msgspec.json.encode(tree), indent=1) + b"\n"
 
 
 def decode(data: bytes) -> RunSummary | None:
     """A run.json, or None when it is none of ours (empty, damaged, another version's)."""
     try:
-        summary = _decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+        tree = msgspec.json.decode(data)
+        for finding in tree["findings"]:
+            finding.update({name: number(finding[name]) for name in _MEASURED})
+        summary = msgspec.convert(tree, RunSummary, str_keys=True)
+    except (msgspec.MsgspecError, RecursionError, TypeError, KeyError, AttributeError):
         return None
     return summary if summary.version == VERSION else None
 
