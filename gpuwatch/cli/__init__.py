@@ -23,6 +23,8 @@ COMMANDS = {
     "ps": "List Python processes: which train, which can be attached to.",
     "runs": "List recorded and live runs.",
     "status": "Show the health of one run.",
+    "alerts": "List findings, or follow them as they come.",
+    "explain": "Say what a rule means and what to do.",
     "doctor": "Check what works here and how to fix what does not.",
 }
 

@@ -43,7 +43,7 @@ def test_the_overview_names_every_command_in_its_own_words(gpuwatch):
         command = importlib.import_module(f"gpuwatch.cli.{name}").command
         assert isinstance(command, click.Command)
         assert command.short_help == summary
-        assert f"  {name:<6}  {summary}" in out
+        assert f"  {name:<{max(map(len, COMMANDS))}}  {summary}" in out
     assert "_GPUWATCH_COMPLETE=bash_source" in out
 
 

@@ -1,0 +1,36 @@
+"""`gpuwatch explain`: the page of one rule, the same text as docs/rules/RULE.md."""
+
+from __future__ import annotations
+
+import difflib
+
+import click
+
+from gpuwatch.cli.terminal import paint
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001  # click's signature
+    from gpuwatch.detectors.registry import BY_NAME
+
+    return [name for name in BY_NAME if name.startswith(incomplete)]
+
+
+@click.command(short_help="Say what a rule means and what to do.")
+@click.argument("rule", shell_complete=_complete)
+def command(rule: str) -> None:
+    r"""Say what RULE means, how it is measured against which threshold, and what to do about it.
+
+    \b
+    Example:
+      gpuwatch explain exploding_gradient
+    """
+    from gpuwatch.detectors import pages
+    from gpuwatch.detectors.registry import BY_NAME
+
+    known = BY_NAME.get(rule)
+    if known is None:
+        close = difflib.get_close_matches(rule, BY_NAME, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BY_NAME)}"
+        raise click.BadParameter(f"no rule {rule!r}; {hint}", param_hint="RULE")
+    for line in pages.page(known).splitlines():
+        click.echo(paint(line, "", bold=True) if line.startswith("#") else line)
