@@ -24,6 +24,8 @@ READY_SECONDS = 15.0
 END_SECONDS = 15.0
 _MAX_RESTARTS = 3
 _PR_SET_PDEATHSIG = 1
+#: sockaddr_un holds 107 bytes, and "/run-01234567.notify" is 20.
+_MAX_FOLDER_BYTES = 107 - 20
 
 
 class DaemonFailedError(Exception):
@@ -34,8 +36,7 @@ class PrivateDaemon:
     """Started by `start`, which returns once it listens. `socket_path` is for the job's environment."""
 
     def __init__(self, logdir: Path, key: str, environ: Mapping[str, str]) -> None:
-        folder = paths.user_socket(environ).parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = _socket_folder(logdir, environ)
         self.logdir = logdir
         self.socket_path = folder / f"run-{key}.sock"
         self.log = logdir / "daemon.log"
@@ -130,12 +131,45 @@ class PrivateDaemon:
                     raise DaemonFailedError(self._last_words()) from None
                 continue
             self.metrics_url = said.get("X_GPUWATCH_METRICS", self.metrics_url)
+            if self.metrics_url:  # a daemon that has to be started again is found where this one was
+                self.listen = self.metrics_url.removeprefix("http://").partition("/")[0]
             if "READY" in said:
                 return
 
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return (lines[-1] if lines else "it said nothing").removeprefix("Error: ")
+
+
+def _socket_folder(logdir: Path, environ: Mapping[str, str]) -> Path:
+    """A folder of ours alone for the run's socket. Raises OSError.
+
+    $XDG_RUNTIME_DIR may be another session's that has ended, and a container's user may have no home; the log directory,
+    which can be written, comes last, since its path may be too long for a socket.
+    """
+    homeless = {name: value for name, value in environ.items() if name != "XDG_RUNTIME_DIR"}
+    places = [paths.user_socket(environ).parent, paths.user_socket(homeless).parent, logdir.absolute() / ".gpuwatch"]
+    reasons = []
+    for folder in places:
+        reason = _unfit(folder)
+        if not reason:
+            return folder
+        reasons.append(f"{folder}: {reason}")
+    raise OSError("no place for a socket: " + "; ".join(reasons))
+
+
+def _unfit(folder: Path) -> str:
+    """Why a socket cannot be made in `folder`, which is made when it is missing; '' when it can."""
+    if len(os.fsencode(folder)) > _MAX_FOLDER_BYTES:
+        return "the path is too long"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        return error.strerror or str(error)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        return "others may write there"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written"
 
 
 def port_is_free(port: int) -> bool:

@@ -134,6 +134,9 @@ def _runs_of(token: str, logdir: Path, *, settled: bool) -> list[Recorded]:
 def _report(options: Options, logdir: Path, processes: list[Recorded], environ: dict[str, str]) -> None:
     if options.quiet:
         return
+    if not os.access(logdir, os.R_OK | os.X_OK):
+        _say(options, f"recorded by this node's daemon in {logdir}, which you may not read")
+        return
     if not any(process.summary.step for process in processes):
         _say(options, f"no training step was seen: {why_unseen(options.command, environ)}")
         return

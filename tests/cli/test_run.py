@@ -131,6 +131,29 @@ def test_a_port_that_is_taken_costs_only_the_number(gpuwatch):
     assert "20 steps recorded" in result.stderr
 
 
+@pytest.mark.parametrize("trouble", ["gone", "open to all", "too long"])
+def test_a_runtime_directory_that_is_of_no_use_costs_nothing(gpuwatch, environ, tmp_path, trouble):
+    runtime = tmp_path / ("long" * 30 if trouble == "too long" else "session")
+    if trouble == "gone":
+        runtime.write_text("")  # nothing can be made below it
+    else:
+        (runtime / "gpuwatch").mkdir(parents=True)
+        (runtime / "gpuwatch").chmod(0o777 if trouble == "open to all" else 0o700)
+    result = gpuwatch("run", "--", *TRAINS, env={**environ, "XDG_RUNTIME_DIR": str(runtime)})
+    assert result.returncode == 0, result.stderr
+    assert "20 steps recorded" in result.stderr
+    assert os.listdir(tmp_path / ".cache" / "gpuwatch" / "run") == []
+
+
+def test_without_a_home_the_socket_is_in_the_log_directory(gpuwatch, environ, tmp_path):
+    (tmp_path / "file").write_text("")
+    nowhere = {"XDG_RUNTIME_DIR": str(tmp_path / "file"), "HOME": str(tmp_path / "file")}
+    result = gpuwatch("run", "--", *TRAINS, env={**environ, **nowhere})
+    assert result.returncode == 0, result.stderr
+    assert "20 steps recorded" in result.stderr
+    assert os.listdir(tmp_path / "runs" / ".gpuwatch") == []
+
+
 def test_a_logdir_that_cannot_be_written_starts_nothing(gpuwatch, tmp_path):
     (tmp_path / "file").write_text("")
     result = gpuwatch("run", "--logdir", "file/runs", "--", "touch", "started")
