@@ -8,13 +8,15 @@ to record with the first call after PATIENCE_SECONDS, or delivers at its exit.
 
 import atexit
 import multiprocessing
+import os
 import sys
 import time
 
+from . import forks
 from . import session as sessions
 
 PATIENCE_SECONDS = 10.0
-_first_call_seconds = {}  # session -> monotonic time of its first logging call
+_first_calls = {}  # session -> (monotonic seconds, pid) of its first logging call
 
 
 def current():
@@ -37,14 +39,18 @@ def _is_worker():
 
 def _begin_late(session):
     now = time.monotonic()
-    if session not in _first_call_seconds:
-        _first_call_seconds.clear()
-        _first_call_seconds[session] = now
+    if session not in _first_calls:
+        _first_calls.clear()
+        _first_calls[session] = (now, os.getpid())
+        forks.watch(session)  # in a forked child, what was logged before it is its parent's to send
         atexit.register(_deliver, session)
-    elif now - _first_call_seconds[session] > PATIENCE_SECONDS:
+        return
+    since, pid = _first_calls[session]
+    if now - since > PATIENCE_SECONDS and pid == os.getpid():
         session.arm()
 
 
 def _deliver(session):
-    if not session.armed and not session.over and not _is_worker():
+    _, pid = _first_calls.get(session, (0, 0))
+    if pid == os.getpid() and not session.armed and not session.over and not _is_worker():
         session.deliver_at_exit()

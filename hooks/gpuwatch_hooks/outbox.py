@@ -82,6 +82,11 @@ class Outbox:
         self._refused.append("media_waiting")
         return False
 
+    def forget_logged(self):
+        """In a forked child: what was logged so far is its parent's to send. Names and facts stay: they hold here too."""
+        self._scalars.clear()
+        self._media.clear()
+
     def is_idle(self):
         """Whether nothing waits to be taken."""
         return not (self._scalars or self._media or self._other)

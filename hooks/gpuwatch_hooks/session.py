@@ -45,6 +45,7 @@ class Session:
         self._drops = collections.deque()
         self._early_events = collections.deque(maxlen=MAX_EARLY_EVENTS)
         self._last_step_head = None
+        self._finalizer = None
 
     # ------------------------------------------------------------------------------------------------- installation
     def install(self):
@@ -68,6 +69,9 @@ class Session:
         """Begin to record: make the ring, start the control thread. True when recording; cheap when it already is."""
         if self.armed or self.over:
             return not self.over
+        data = sys.modules.get("torch.utils.data")
+        if data is not None and data.get_worker_info() is not None:
+            return False  # a DataLoader's worker, forked before its parent's first step: whatever it does, it is no rank
         self.attempt_id = uuid.uuid4().hex  # not before: a process that forks its ranks has one session for all of them
         try:
             self.ring = ring.RingWriter(self.settings.ring_slots)
@@ -84,6 +88,7 @@ class Session:
             notices.say_once("this process cannot be recorded (%s: %s); training goes on" % (type(error).__name__, error))
             return False
         atexit.register(self._at_exit)
+        self._finalizer = _at_worker_exit(self._at_exit)
         self.armed = True
         while self._early_events:
             self.event(*self._early_events.popleft())
@@ -204,18 +209,25 @@ class Session:
         if self.armed and reason is not None:
             self._write_end(reason)
         self.over = self.renewable = True
-        atexit.unregister(self._at_exit)
+        self._forget_exit()
 
     def silence(self):
-        """In a forked child: never again a record, a thread or a descriptor of ours."""
+        """In a forked child of a recording process: never again a record, a thread or a descriptor of ours."""
         if not self.armed:
+            self.outbox.forget_logged()
             return
         self.over = True
         self.renewable = False
         self.ring.silent = True
         self.ledger.remove()
-        atexit.unregister(self._at_exit)
+        self._forget_exit()
         self.control.abandon()
+
+    def _forget_exit(self):
+        atexit.unregister(self._at_exit)
+        finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            finalizer.cancel()
 
     def _flush(self):
         if self.recorder is not None:
@@ -237,7 +249,8 @@ class Session:
             time.sleep(0.001)
 
     def _at_exit(self):
-        failed = getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+        error = sys.exc_info()[1] or getattr(sys, "last_value", None)  # in flight, or that of the traceback just printed
+        failed = error is not None and not isinstance(error, SystemExit) and not hasattr(sys, "ps1")
         self.guard.run("end", self.end, "exception" if failed else "exit")
 
     # --------------------------------------------------------------------------------------------------------- guard
@@ -250,6 +263,16 @@ class Session:
 
     def _last_step(self):
         return _LAST_STEP.unpack_from(self._last_step_head)[0] if self._last_step_head is not None else 0
+
+
+def _at_worker_exit(function):
+    """Have `function` called at the end of a multiprocessing child, which leaves by os._exit; the handle, or None elsewhere."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None:
+        return None
+    from multiprocessing import util
+
+    return util.Finalize(None, function, exitpriority=0)
 
 
 _current = None

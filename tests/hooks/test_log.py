@@ -270,10 +270,10 @@ def test_a_process_that_only_logs_begins_after_its_patience(make_daemon, make_se
     wait_for(lambda: len(peer.scalars()) == 2)
 
 
-def script(text, **environment):
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **environment}
+def script(text, *arguments, **environment):
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False, env=environment
+        [sys.executable, "-c", text, *arguments], capture_output=True, text=True, timeout=60, check=False, env=environment
     )
 
 
@@ -283,6 +283,34 @@ def test_a_short_evaluation_delivers_at_its_exit(make_daemon, socket_path):
     assert (run.returncode, run.stderr) == (0, "")
     assert row(peer, "Accuracy/test")[:3] == ["Accuracy/test", 12, 0.93]
     assert peer.of("bye")
+
+
+FORKED_RANK = """
+import os, sys, gpuwatch, torch
+from torch import nn
+gpuwatch.watch(nn.Linear(1, 1))
+gpuwatch.log_text("settings", "lr = 0.1", 0)
+child = os.fork()
+if child == 0:
+    gpuwatch.log("child", 1.0, 1)
+    if "trains" in sys.argv:
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("child", ["trains", "does not"])
+def test_a_forked_child_sends_nothing_of_its_parents(make_daemon, socket_path, child):
+    peer = make_daemon()
+    run = script(FORKED_RANK, child, GPUWATCH_SOCKET=str(socket_path))
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [message["tag"] for message in peer.of("media")] == ["settings"]
+    assert [tag for tag, *_ in peer.scalars()] == (["child"] if child == "trains" else [])
+    assert len(peer.hellos) == (2 if child == "trains" else 1)
 
 
 def test_importing_gpuwatch_imports_no_torch():
