@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from gpuwatch_hooks import forks, wire
@@ -168,6 +169,7 @@ import multiprocessing, os, sys, time, torch
 from gpuwatch_hooks import bootstrap, session
 
 def train(steps):
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -188,47 +190,95 @@ def job(queue):
     queue.put(os.getpid())
     sys.exit(5)
 
-if __name__ == "__main__":
-    method = sys.argv[1]
-    bootstrap.start()
-    train(3)
-    while not session.current().control.welcomes:
-        time.sleep(0.01)
-    if method == "loader":
-        loader = torch.utils.data.DataLoader(Data(), batch_size=2, num_workers=2)
+def work(method):
+    if method.startswith("loader"):
+        start = method.partition(" ")[2]
+        loader = torch.utils.data.DataLoader(Data(), batch_size=4, num_workers=2, multiprocessing_context=start)
         pids = {int(batch[0, 0]) for batch in loader}
         assert os.getpid() not in pids and len(pids) == 2, pids
-    else:
-        context = multiprocessing.get_context(method)
-        queue = context.Queue()
-        process = context.Process(target=job, args=(queue,))
-        process.start()
-        assert queue.get(timeout=60) != os.getpid()
-        process.join(60)
-        assert process.exitcode == 5, process.exitcode
-    train(2)
+        return
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=job, args=(queue,))
+    process.start()
+    assert queue.get(timeout=90) != os.getpid()
+    process.join(60)
+    assert process.exitcode == 5, process.exitcode
+
+if __name__ == "__main__":
+    when, *methods = sys.argv[1:]
+    if when != "under gpuwatch run":
+        bootstrap.start()
+    if when != "before the first step":
+        train(3)
+        while not session.current().control.welcomes:
+            time.sleep(0.01)
+    for method in methods:
+        work(method)
+    train(5 - session.current().step)
     print("done")
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "loader", "spawn", "forkserver"])
-def test_worker_processes(make_daemon, tmp_path, method):
-    """One process records, whatever its workers do; they have not been started with the hooks in their environment."""
+def _steps(fd):
+    reader = RingReader(fd)
+    records = reader.since(0)[0]
+    reader.close()
+    assert records[-1][1] == wire.KIND_END
+    return [wire.STEP_HEAD.unpack_from(payload)[0] for _, kind, payload, _ in records if kind == wire.KIND_STEP]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("when", "methods", "recorded"),
+    [
+        ("after the first step", ["fork", "spawn", "forkserver", "loader fork"], [5]),
+        # A rank forked by a process that does not train (yet) is a rank like any other; a DataLoader's worker never is.
+        ("before the first step", ["fork", "loader fork"], [2, 5]),
+        # Under `gpuwatch run` the hooks are in every program, so that what a spawned one trains is recorded as its own.
+        ("under gpuwatch run", ["fork", "spawn", "forkserver", "loader spawn"], [2, 2, 5]),
+    ],
+)
+def test_worker_processes(make_daemon, tmp_path, when, methods, recorded):
+    """`recorded`: how many steps each process that records has taken."""
     daemon = make_daemon()
     script = tmp_path / "trains.py"
     script.write_text(WORKERS)
-    done = subprocess.run([sys.executable, str(script), method], capture_output=True, text=True, timeout=100, check=False)
+    environment = dict(os.environ)
+    if when == "under gpuwatch run":
+        environment |= {"GPUWATCH": "1", "PYTHONPATH": str(Path(forks.__file__).parent / "inject")}
+    command = [sys.executable, str(script), when, *methods]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
-    assert len(daemon.hellos) == 1
-    wait_for(lambda: daemon.of("bye"), what="bye")
-    reader = RingReader(daemon.ring_fds[0])
-    records = reader.since(0)[0]
-    assert [wire.STEP_HEAD.unpack_from(payload)[0] for _, kind, payload, _ in records if kind == wire.KIND_STEP] == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]
-    assert records[-1][1] == wire.KIND_END
+    wait_for(lambda: len(daemon.ring_fds) == len(recorded) and not daemon.connections, what="the end of all")
+    assert sorted(len(_steps(fd)) for fd in daemon.ring_fds) == recorded
+
+
+RANK = """
+import multiprocessing, sys
+from gpuwatch_hooks import session, wire
+def job():
+    s = session.current()
+    s.arm()
+    s.write(wire.KIND_STEP, wire.pack_step(4, 0, 0, 0, bytes(8 * len(wire.STEP_FIELDS)), ()))
+    {ending}
+process = multiprocessing.get_context("fork").Process(target=job)
+process.start()
+process.join()
+sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "reason"),
+    [("pass", 0, "exit"), ("sys.exit(6)", 6, "exit"), ("1 / 0", 1, "exception")],
+)
+def test_a_rank_that_multiprocessing_ends_says_why(make_daemon, ending, status, reason):
+    """Such a process leaves by os._exit, behind the back of atexit."""
+    daemon = make_daemon()
+    done = subprocess.run([sys.executable, "-c", RANK.format(ending=ending)], capture_output=True, timeout=60, check=False)
+    assert done.returncode == status
+    reader = RingReader(wait_for(lambda: daemon.ring_fds)[0])
+    _, kind, payload, _ = reader.since(0)[0][-1]
     reader.close()
+    assert (kind, wire.END_HEAD.unpack(payload)) == (wire.KIND_END, (4, wire.END_REASONS.index(reason)))
