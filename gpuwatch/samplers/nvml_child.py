@@ -44,6 +44,7 @@ class NvmlChild:
             "dear_seconds": sampling.dear_seconds,
             "slow_seconds": sampling.slow_seconds,
             "heartbeat": self._heartbeat.descriptor,
+            "parent": os.getpid(),
             **self._assignment(),
         }
         self._process = subprocess.Popen(

@@ -1,7 +1,8 @@
 """The NVML child's clock: who is asked when, and one line a second to the parent. Knows nothing of NVML itself.
 
-Devices take turns within the second, so that the dear calls (2 to 4 ms each) of eight of them do not fall together and hide a
-spike of memory from the fast readings. Commands from the parent come as JSON lines on standard input; its end is ours.
+Devices take their turns one after another in one burst a second, then the line is written: code that runs again at once is ten
+times as cheap as code that has gone cold. Between two turns a reading of memory that is due comes first, so that the dear calls
+(2 to 4 ms each) of eight devices hide no spike. Commands from the parent come as JSON lines on standard input; its end is ours.
 """
 
 from __future__ import annotations
@@ -57,22 +58,26 @@ class Slot:
         self.known: list[tuple[str, str]] = []  # (label, UUID) of its devices when it last answered
         self.turns = 0
         self.next_turn_ns = 0
-        self.place_ns = 0  # offset of its turns within the period
         self.next_slow_ns = 0
 
 
 def run(make_driver: Callable[[], Any], options: str) -> None:
     """Samples until the parent closes our standard input, or the driver can no longer be used by this process."""
+    settings = json.loads(options)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also when a call hangs while the daemon dies
+    if os.getppid() != settings["parent"]:
+        return  # it died before that
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle; it closes our input
     try:
-        SamplingLoop(make_driver, json.loads(options)).run()
+        SamplingLoop(make_driver, settings).run()
     except (ParentGoneError, BrokenPipeError):
         return
 
 
 class SamplingLoop:
-    """`options`: memory_hz, fast_hz, dear_seconds, slow_seconds, skip (GPU indices), only (or null), heartbeat (descriptor)."""
+    """`options`: memory_hz, fast_hz, dear_seconds, slow_seconds, skip (GPU indices), only (the same, or null), heartbeat (its
+    descriptor) and parent (its pid).
+    """
 
     def __init__(self, make_driver: Callable[[], Any], options: dict[str, Any]) -> None:
         self._make_driver = make_driver
@@ -80,6 +85,8 @@ class SamplingLoop:
         self._fast_ns = int(1e9 / options["fast_hz"])
         self._dear_ns = int(1e9 * options["dear_seconds"])
         self._slow_ns = int(1e9 * options["slow_seconds"])
+        # What is due a little before or after a reading of memory is done with it: every wake-up costs 50 us.
+        self._slack_ns = min(self._memory_ns // 2, 50_000_000)
         self._skip: set[int] = set(options["skip"])
         self._only: set[int] | None = None if options["only"] is None else set(options["only"])
         self._heartbeat = Heartbeat(options["heartbeat"])
@@ -95,6 +102,8 @@ class SamplingLoop:
         self._reinits = 0
         self._reinit_seconds = 1.0
         self._next_reinit_ns = 0
+        self._reinit_wanted = False
+        self._next_fast = self._last_fast = self._next_line = 0
 
     def run(self) -> None:
         worked = False
@@ -119,39 +128,46 @@ class SamplingLoop:
 
     def _sample(self, driver: Any) -> None:
         """Reads until the driver is gone, or is to be initialised anew because a GPU stays lost."""
-        self._slots = {}
+        self._slots, self._reinit_wanted = {}, False
         count = driver.count()
         self._open_slots(driver, count)
-        now = time.monotonic_ns()
-        next_memory = next_fast = next_line = now  # the first line comes as soon as each GPU had its first turn
-        last_fast = now - self._fast_ns
+        now = next_memory = next_other = self._next_fast = self._next_line = time.monotonic_ns()
+        self._last_fast = now - self._fast_ns
         self._next_reinit_ns = now + int(self._reinit_seconds * 1e9)
-        while True:
+        while not self._reinit_wanted:
             now = time.monotonic_ns()
             if now >= next_memory:
-                self._round(phase.MEMORY, _read_memory)
-                next_memory = max(next_memory + self._memory_ns, now)
-            if now >= next_fast:
-                # Utilization is an average over the driver's last 1/6 to 1 s: it stands for no more than two of our periods.
-                seconds = min(now - last_fast, 2 * self._fast_ns) / 1e9
-                self._round(phase.FAST, partial(_read_fast, seconds=seconds, now_ns=now))
-                last_fast, next_fast = now, max(next_fast + self._fast_ns, now)
-            due = min(self._slots.values(), key=lambda slot: slot.next_turn_ns, default=None)
-            overdue = due if due is not None and now >= due.next_turn_ns else None
-            if overdue is not None:
-                self._turn(driver, overdue, now)
-            # A line waits for the turns that are due, but not for long: GPUs may take longer over theirs than a period has.
-            if now >= next_line + (self._dear_ns if overdue is not None else 0) or self._news:
-                self._write_line(driver)
-                next_line = now + self._dear_ns
-                if self._reinit_is_due(now):
-                    return
+                self._round(phase.MEMORY, now, _read_memory)
+                next_memory = _next(next_memory, self._memory_ns, now)
+            if now + self._slack_ns >= next_other or self._news:
+                next_other = self._other_readings(driver, now)
             end = time.monotonic_ns()
             self._busy_ns += end - now
             self._heartbeat.idle()
-            soonest = min(next_memory, next_fast, next_line, *(slot.next_turn_ns for slot in self._slots.values()))
-            if self._commands(max(0.0, (soonest - end) / 1e6)):
+            wake = next_memory if next_other > next_memory - self._slack_ns else next_other
+            if self._commands(max(0.0, (wake - end) / 1e6)):
                 self._open_slots(driver, count)
+                next_other = 0
+
+    def _other_readings(self, driver: Any, now: int) -> int:
+        """What is due besides memory: fast readings, one GPU's turn, a line. Returns when something is due again."""
+        soon = now + self._slack_ns
+        if soon >= self._next_fast:
+            # Utilization is an average over the driver's last 1/6 to 1 s: it stands for no more than two of our periods.
+            seconds = min(now - self._last_fast, 2 * self._fast_ns) / 1e9
+            self._round(phase.FAST, now, partial(_read_fast, seconds=seconds, now_ns=now))
+            self._last_fast, self._next_fast = now, _next(self._next_fast, self._fast_ns, now)
+        due = min(self._slots.values(), key=lambda slot: slot.next_turn_ns, default=None)
+        overdue = due if due is not None and soon >= due.next_turn_ns else None
+        if overdue is not None:
+            self._turn(driver, overdue, now)
+        # A line waits for the turns that are due, but not for long: GPUs may take longer over theirs than a period has.
+        is_due = soon >= self._next_line + (self._dear_ns if overdue is not None else 0)
+        if is_due or self._news:
+            self._write_line(driver)
+            self._next_line = _next(self._next_line, self._dear_ns, now) if is_due else now + self._dear_ns
+            self._reinit_wanted = self._reinit_is_due(now)
+        return min(self._next_fast, self._next_line, *(slot.next_turn_ns for slot in self._slots.values()))
 
     def _reinit_is_due(self, now: int) -> bool:
         """A GPU that was reset answers only to a new NVML session; ask for one while any is lost, less and less often."""
@@ -165,18 +181,16 @@ class SamplingLoop:
         return True
 
     def _open_slots(self, driver: Any, count: int) -> None:
-        """Brings the slots in line with what the parent wants of us; turns are spread over the period."""
+        """Brings the slots in line with what the parent wants of us."""
         for index in range(count):
             wanted = index in self._only if self._only is not None else index not in self._skip
             if wanted and index not in self._slots:
                 slot = self._slots[index] = Slot(index)
                 self._open(driver, slot)
-            elif not wanted:
+            if wanted:
+                self._slots[index].next_turn_ns = 0  # at once
+            else:
                 self._slots.pop(index, None)
-        now = time.monotonic_ns()
-        for place, slot in enumerate(self._slots.values()):
-            slot.next_turn_ns = now
-            slot.place_ns = place * self._dear_ns // len(self._slots)
 
     def _open(self, driver: Any, slot: Slot) -> None:
         self._heartbeat.busy(time.monotonic_ns(), slot.index, phase.OPENING)
@@ -189,15 +203,15 @@ class SamplingLoop:
             slot.down, slot.turns, slot.next_slow_ns = "", 0, 0
             slot.known = [(device.label, device.uuid) for device in slot.devices]
 
-    def _round(self, what: int, read: Callable[[Any], None]) -> None:
+    def _round(self, what: int, now: int, read: Callable[[Any], None]) -> None:
         for slot in self._slots.values():
             if slot.devices:
-                self._heartbeat.busy(time.monotonic_ns(), slot.index, what)
-                self._guarded(slot, read)
+                self._ask(slot, what, now, read)
 
-    def _guarded(self, slot: Slot, read: Callable[[Any], None]) -> None:
+    def _ask(self, slot: Slot, what: int, now: int, read: Callable[[Any], None]) -> None:
+        self._heartbeat.busy(now, slot.index, what)
         try:
-            for device in list(slot.devices):
+            for device in slot.devices:
                 read(device)
         except DeviceGoneError as gone:
             slot.devices, slot.down = [], str(gone)
@@ -205,8 +219,7 @@ class SamplingLoop:
 
     def _turn(self, driver: Any, slot: Slot, now: int) -> None:
         """A GPU's dear readings. Energy (2.7 ms) and process utilization (1.7 ms) alternate."""
-        # Each GPU has its own place within the period; after a late turn (or the first) it goes back there.
-        slot.next_turn_ns = (now - slot.place_ns) // self._dear_ns * self._dear_ns + self._dear_ns + slot.place_ns
+        slot.next_turn_ns = (now + self._slack_ns) // self._dear_ns * self._dear_ns + self._dear_ns
         if not slot.devices:
             self._open(driver, slot)
         with_energy = slot.turns % 2 == 0
@@ -221,8 +234,7 @@ class SamplingLoop:
             steps.append((phase.SLOW, partial(_read_slow, now_ns=now)))
             steps.append((phase.OPENING, partial(self._look_for_new_cut, driver, slot)))
         for what, read in steps:
-            self._heartbeat.busy(time.monotonic_ns(), slot.index, what)
-            self._guarded(slot, read)
+            self._ask(slot, what, time.monotonic_ns(), read)
         slot.turns += 1
 
     def _look_for_new_cut(self, driver: Any, slot: Slot, device: Any) -> None:
@@ -281,6 +293,11 @@ class SamplingLoop:
             self._skip = set(command["skip"])
             self._only = None if command["only"] is None else set(command["only"])
         return bool(lines)
+
+
+def _next(due_ns: int, period_ns: int, now_ns: int) -> int:
+    """When something that was due is due again: at its own pace, or a period from now when it has fallen behind."""
+    return due_ns + period_ns if due_ns + period_ns > now_ns else now_ns + period_ns
 
 
 def _read_memory(device: Any) -> None:

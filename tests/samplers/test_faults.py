@@ -1,7 +1,7 @@
 """Promise D8: a GPU that is lost, a driver that is reloaded, replaced or absent, calls that never return.
 
-The numbers are the promise's, with a second for a machine with two busy cores: down within one period (1 s), the others
-unaffected, back within one period, a hang reported within 10 s. Twins show what happens to who asks in his own process.
+The numbers are the promise's, plus what a busy machine adds: down within one period (1 s), the others unaffected, back within
+one period, a hang reported within 10 s. Twins show what happens to who asks in his own process.
 """
 
 import os
@@ -17,7 +17,7 @@ from gpuwatch.samplers.nvml_child import NvmlChild
 from tests.fake_nvml.driver import h100, mig_h100
 from tests.fake_nvml.pynvml_process import PynvmlProcess
 
-PERIOD_SECONDS = 2.0  # one second, and one for a busy machine
+PERIOD_SECONDS = 1.0
 HANG_SECONDS = 10.0
 
 
@@ -46,18 +46,19 @@ def test_a_lost_gpu_is_down_alone_and_comes_back(sampled, code):
     child = run.supervisor.child_pids()
     break_gpu(run, 1, f"error * {code}")
     _, seconds = run.until(lambda: not run.gpu(1).up)
-    assert seconds < PERIOD_SECONDS
+    assert seconds < PERIOD_SECONDS + run.busy_seconds
     assert "lost" in run.gpu(1).reason.lower() or code != 15
     assert run.value(1, "power_watts") is None
     assert run.value(1, "energy_joules_total") > 0  # a counter stays, or it would seem to restart
-    before = [run.gpu(index).last_sample_monotonic_ns for index in (0, 2)]
-    run.turns(1.5)
+    for index in (0, 2):
+        before = run.gpu(index).last_sample_monotonic_ns
+        _, seconds = run.until(lambda: run.gpu(index).last_sample_monotonic_ns > before)  # noqa: B023
+        assert seconds < PERIOD_SECONDS + run.busy_seconds
     assert run.up(0, 2)
-    assert all(run.gpu(index).last_sample_monotonic_ns > old for index, old in zip((0, 2), before, strict=True))
     assert {"gpu_is_lost" if code == 15 else "unknown"} == {name for _, name in run.gpus.nvml_errors}
     mend(run)
     _, seconds = run.until(lambda: run.up(0, 1, 2))
-    assert seconds < PERIOD_SECONDS
+    assert seconds < PERIOD_SECONDS + run.busy_seconds
     assert run.value(1, "power_watts") == pytest.approx(79.004)
     assert run.supervisor.child_pids() == child  # no process had to die for it
 
@@ -93,12 +94,12 @@ def test_a_driver_reload_is_survived_and_counters_go_on(sampled):
     run.fake.faults = ["error nvmlInitWithFlags 9"]
     run.fake.reload()
     _, seconds = run.until(lambda: not run.gpu(0).up)
-    assert seconds < PERIOD_SECONDS
+    assert seconds < PERIOD_SECONDS + run.busy_seconds
     run.turns(1.5)
     assert run.gpus.state == "failing"
     mend(run)
     _, seconds = run.until(lambda: run.up(0))
-    assert seconds < PERIOD_SECONDS
+    assert seconds < PERIOD_SECONDS + run.busy_seconds
     assert run.gpus.nvml_reinits >= 1
     run.until(lambda: run.value(0, "energy_joules_total") > before)
     assert run.value(0, "energy_joules_total") == pytest.approx(before + 5.0)
@@ -115,7 +116,7 @@ def test_an_upgraded_driver_gets_a_new_child(sampled):
         with pytest.raises(Exception, match="18"):
             twin.begin()
     _, seconds = run.until(lambda: run.up(0) and run.gpus.driver_version == "590.44.01")
-    assert seconds < 2 * PERIOD_SECONDS
+    assert seconds < 2 * PERIOD_SECONDS + run.busy_seconds
     assert run.supervisor.child_pids() != [child]
     assert run.gpu(0).info["driver_version"] == "590.44.01"
 
@@ -131,17 +132,18 @@ def test_a_call_that_hangs_costs_only_its_own_gpu(sampled, quick, call, asked_fo
     run = sampled([h100(0), h100(1), h100(2)], deadline_seconds=2)
     break_gpu(run, 1, f"hang {call}")
     _, seconds = run.until(lambda: not run.gpu(1).up)
-    assert seconds < 2 + PERIOD_SECONDS
+    assert seconds < 2 + PERIOD_SECONDS + run.busy_seconds
     assert asked_for in run.gpu(1).reason
     assert run.up(0, 2)
     before = run.gpu(0).last_sample_monotonic_ns
-    run.turns(1.5)
+    run.until(lambda: more_than(run, before))
     assert run.up(0, 2)
-    assert run.gpu(0).last_sample_monotonic_ns > before
     assert run.gpu(1).age_seconds(time.monotonic_ns()) > 2
     mend(run)
     _, seconds = run.until(lambda: run.up(0, 1, 2))
-    assert seconds < PERIOD_SECONDS + 3  # when its child was killed meanwhile, the next try comes with back-off
+    assert (
+        seconds < 4 * PERIOD_SECONDS + run.busy_seconds
+    )  # when its child was killed meanwhile, the next try comes with back-off
     run.until(lambda: len(run.supervisor.child_pids()) == 1)  # it is sampled with the others again
     run.turns(1.2)
     assert run.up(0, 1, 2)
@@ -158,9 +160,9 @@ def test_a_hang_is_reported_within_ten_seconds_with_the_defaults(sampled):
         return not run.gpu(0).up
 
     run.until(reported)
-    assert time.monotonic() - began < HANG_SECONDS
+    assert time.monotonic() - began < HANG_SECONDS + run.busy_seconds - 1
     assert run.gpu(1).up
-    assert max(others) < 5.0  # the other one's values were never older than its own deadline
+    assert max(others) < 4.0 + run.busy_seconds  # the other one's values were hardly older than usual
 
 
 def test_twin_who_asks_in_his_own_thread_stands_still(sampled):
@@ -283,11 +285,14 @@ def test_a_child_that_dies_is_replaced_and_counters_never_fall(sampled):
     (child,) = run.supervisor.child_pids()
     os.kill(child, signal.SIGKILL)
     run.until(lambda: run.supervisor.child_pids() not in ([], [child]))
-    last = run.gpu(0).last_sample_monotonic_ns
-    run.until(lambda: history.append([run.value(0, name) for name in names]) or more_than(run, last + 1_500_000_000))
+
+    def all_have_grown():
+        history.append([run.value(0, name) for name in names])
+        return all(now > first for now, first in zip(history[-1], history[0], strict=True))
+
+    run.until(all_have_grown)
     for column in zip(*history, strict=True):
         assert column == tuple(sorted(column))
-        assert column[-1] > column[0]
 
 
 def more_than(run, monotonic_ns):
@@ -331,6 +336,7 @@ def test_a_hung_child_dies_with_its_daemon(tmp_path, sampled):
     """The daemon is killed while a call hangs: nothing is left that would hold the GPU."""
     run = sampled([h100()])
     run.supervisor.close()
+    run.fake.counts.unlink()
     run.fake.gpus[0].faults.append("hang nvmlDeviceGetMemoryInfo_v2")
     run.fake.write()
     code = """
@@ -345,7 +351,7 @@ time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = int(parent.stdout.readline())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while run.fake.calls().get("nvmlDeviceGetMemoryInfo_v2", 0) == 0 and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)
