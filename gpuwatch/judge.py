@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+import msgspec
+
 from gpuwatch.detectors.engine import Engine
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.findings import Finding
@@ -12,8 +14,9 @@ from gpuwatch.state.runs import Run
 from gpuwatch.state.steps import Step
 from gpuwatch.state.store import State
 
-#: Steps that may wait to be judged; a step with 150 tensors keeps about 10 KiB. Those over it are counted and not judged.
-MAX_WAITING_STEPS = 2000
+#: What may wait to be judged; steps over it are counted and not judged.
+MAX_WAITING_STEPS = 1000
+MAX_WAITING_BYTES = 8 << 20  # of tables: 5 KiB a step for 150 tensors
 
 
 class Judge:
@@ -24,14 +27,18 @@ class Judge:
         self._state = state
         self._stats = stats
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Run, Step]] = deque()
+        self._waiting: deque[tuple[Run, Step, int]] = deque()  # the step's run, and the bytes of its tables
+        self._waiting_bytes = 0
         self._known: dict[str, Run] = {}  # runs that the engine holds rules for
 
     def hear(self, run: Run, step: Step) -> None:
         """A step is final."""
+        size_bytes = sum(len(rows.cells) for rows in step.tensors)
         with self._lock:
-            if len(self._waiting) < MAX_WAITING_STEPS:
-                self._waiting.append((run, step))
+            if len(self._waiting) < MAX_WAITING_STEPS and self._waiting_bytes + size_bytes <= MAX_WAITING_BYTES:
+                self._waiting_bytes += size_bytes
+                # No rule looks at histograms, which are eight times as large as all the rest.
+                self._waiting.append((run, msgspec.structs.replace(step, histograms=()), size_bytes))
                 return
         self._stats.count("steps_not_judged")
 
@@ -49,7 +56,8 @@ class Judge:
             with self._lock:
                 if not self._waiting:
                     return
-                run, step = self._waiting.popleft()
+                run, step, size_bytes = self._waiting.popleft()
+                self._waiting_bytes -= size_bytes
             self._known[run.directory] = run
             self._report(run, self._engine.observe(run, step))
 

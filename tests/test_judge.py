@@ -77,4 +77,21 @@ def test_steps_beyond_what_may_wait_are_counted(state, monkeypatch):
     send(state, open_run(state), *[1.0] * 25)
     assert stats.value("steps_not_judged") == 15
     judge.turn()
-    assert len(judge._waiting) == 0
+    assert not judge._waiting
+
+
+def test_the_tables_that_wait_are_bounded_in_bytes_and_carry_no_histograms(state, monkeypatch):
+    monkeypatch.setattr(judge_module, "MAX_WAITING_BYTES", 1000)
+    stats = SelfStats()
+    judge = Judge(Engine(), state, stats)
+    state.on_step.append(judge.hear)
+    run = open_run(state)
+    for step in range(1, 11):
+        tables = wire.TENSORS_HEAD.pack(step, 0, 0, 1, 0, 10, 0xFF) + bytes(320)
+        shapes = wire.HISTOGRAMS_HEAD.pack(step, 0, 0, 1, 0, 10, -48) + bytes(2560)
+        kinds = [(wire.KIND_TENSORS, tables), (wire.KIND_HISTOGRAMS, shapes), (wire.KIND_STEP, step_record(step))]
+        state.ring(run, [(3 * step + i - 2, step, kind, payload) for i, (kind, payload) in enumerate(kinds)])
+    assert [(step.step, len(step.tensors), step.histograms) for _, step, _ in judge._waiting] == [(n, 1, ()) for n in (1, 2, 3)]
+    assert stats.value("steps_not_judged") == 7
+    judge.turn()
+    assert judge._waiting_bytes == 0
