@@ -1,6 +1,7 @@
 """The control thread against a real socket: hand-over of the ring, exactly-once delivery, settings, farewell."""
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -265,3 +266,14 @@ def test_something_else_at_the_path_is_survived(socket_path, make_session, monke
     socket_path.unlink()
     daemon = make_daemon()
     wait_for(lambda: daemon.hellos, what="hello")
+
+
+def test_signals_are_left_to_the_users_threads(make_session):
+    """One that lands on our thread would not interrupt the user's own sleep or read in the main thread."""
+    session = make_session()
+    session.arm()
+    wait_for(session.control._attempted.is_set, what="an attempt")
+    with open(f"/proc/self/task/{session.control._thread.native_id}/status") as status:
+        blocked = int(next(line for line in status if line.startswith("SigBlk")).split()[1], 16)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM):
+        assert blocked >> (number - 1) & 1
