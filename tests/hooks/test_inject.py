@@ -10,9 +10,8 @@ import gpuwatch_hooks
 import pytest
 
 INJECT = Path(gpuwatch_hooks.__file__).parent / "inject"
-PYTHONS = (
-    sorted(Path("~/.pyenv/versions").expanduser().glob("*/bin/python")) or [Path(sys.executable)]
-)  #: This Python without the packages of its virtual environment: `import torch` finds what a test puts there, or nothing.
+PYTHONS = sorted(Path("~/.pyenv/versions").expanduser().glob("*/bin/python")) or [Path(sys.executable)]
+#: This Python without the packages of its virtual environment: `import torch` finds what a test puts there, or nothing.
 BARE_PYTHON = Path(sys._base_executable)
 
 #: What can be seen of a start: path, finders, modules, as JSON.
