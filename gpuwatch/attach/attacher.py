@@ -18,7 +18,9 @@ from gpuwatch.attach.process import Process, read_process, waiting_in
 
 METHODS = ("auto", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
-_IMPORT_SECONDS = 0.25
+#: Answers that only mean "not at this moment", and how long until it is worth asking again: torch is being imported, the main
+#: thread was in one of our own hooks, our thread still delivers.
+_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "leaving": 0.02}
 GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
 
 
@@ -78,8 +80,8 @@ def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto",
 
         go = _by_remote_debugging if way == "remote-debug" else _by_injector
         answer, stopped = go(process, text, timeout_seconds)
-        while answer.startswith("importing") and time.monotonic() + _IMPORT_SECONDS < began + timeout_seconds:
-            time.sleep(_IMPORT_SECONDS)
+        while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < began + timeout_seconds:
+            time.sleep(pause)
             answer, again = go(process, text, timeout_seconds)
             stopped = max(stopped, again)
     except InjectError as error:
@@ -130,19 +132,21 @@ def _queued(process: Process) -> str:
     return f"queued: the main thread has not come back to Python{f' (it is in {where})' if where else ''}"
 
 
+#: What the target may answer instead, and what its user is told: sentence (the rest of the answer in place of {}), fix.
+_EXPLAINED = {
+    "queued": ("{}", "it goes in by itself when that ends, or not at all after --timeout"),
+    "expired": ("the main thread came to it too late", "try again with a longer --timeout"),
+    "importing": ("it is still importing {}", "try again, or with a longer --timeout"),
+    "inside": ("the hooks are not out yet", "run the command again"),
+    "leaving": ("the hooks are not out yet", "run the command again"),
+    "no_torch": ("torch is not loaded in it", "use --wait"),
+    "failed": ("{}", "the job goes on without hooks; please report this"),
+}
+
+
 def _told(answer: str, outcome: Outcome) -> Outcome:
     word, _, rest = answer.partition(": ")
-    if word == "queued":
-        fix = "it goes in by itself when that ends, or not at all after --timeout"
-        return replace(outcome, answer="queued", sentence=rest, fix=fix)
-    if word == "expired":
-        return replace(outcome, sentence="the main thread came to it too late", fix="try again with a longer --timeout")
-    if word == "importing":
-        return replace(
-            outcome, sentence=f"it is still importing {rest}", fix="try again in a moment, or with a longer --timeout"
-        )
-    if word == "no_torch":
-        return replace(outcome, sentence="torch is not loaded in it", fix="use --wait")
-    if word not in GOOD_ANSWERS:
-        return replace(outcome, sentence=rest or answer, fix="the job goes on without hooks; please report this")
-    return replace(outcome, answer=word)
+    if word in GOOD_ANSWERS:
+        return replace(outcome, answer=word)
+    sentence, fix = _EXPLAINED.get(word, (answer, "please report this"))
+    return replace(outcome, answer="queued" if word == "queued" else "failed", sentence=sentence.format(rest), fix=fix)

@@ -74,6 +74,18 @@ def under_import():
     return None
 
 
+def in_our_hooks():
+    """Whether this thread was interrupted in one of our own functions: it must not find its modules gone when it goes on."""
+    import sys
+
+    frame = sys._getframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] == "gpuwatch_hooks":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def main():
     import sys
     import time
@@ -84,6 +96,8 @@ def main():
     if VERB == "end":
         if present is None:
             return "absent"
+        if in_our_hooks():
+            return "inside"
         from gpuwatch_hooks import attached
 
         return attached.end()

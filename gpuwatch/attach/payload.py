@@ -61,10 +61,7 @@ def compiled(process: Process) -> Modules:
     """The hooks in the bytecode of the target's interpreter, or as source where it cannot be started from here."""
     texts = sources()
     if process.python == sys.version_info[:2] and not process.free_threaded:
-        return {
-            name: (package, marshal.dumps(compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=0)))
-            for name, (package, text) in texts.items()
-        }
+        return _compiled_here()
     cache = _cache_file(process, texts)
     try:
         return _checked(marshal.loads(cache.read_bytes()), texts)  # noqa: S302  # written by us, in our own folder
@@ -107,6 +104,14 @@ def build(modules: Modules, verb: str, options: dict[str, Any], report: int, val
         "(__import__('marshal'), __import__('base64'), __import__('zlib'))\n"
         "except BaseException:\n pass\n"
     )
+
+
+@functools.cache
+def _compiled_here() -> Modules:
+    return {
+        name: (package, marshal.dumps(compile(text, f"<{name}>", "exec", dont_inherit=True, optimize=0)))
+        for name, (package, text) in sources().items()
+    }
 
 
 @functools.cache

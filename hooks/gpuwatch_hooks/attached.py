@@ -3,8 +3,6 @@
 Both run in the main thread between two of its bytecodes and return a short status for the attacher to read.
 """
 
-import sys
-
 from . import bootstrap, identity, notices, session
 
 #: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
@@ -35,10 +33,19 @@ def begin(options):
 
 
 def end():
-    """Take the hooks out: patches, hooks, thread, descriptors, ring, and, where an attach brought them, the modules."""
-    if "gpuwatch_hooks.session" not in sys.modules or not session.current().installed:
+    """Take the hooks out: patches, hooks, thread, descriptors, ring, and, where an attach brought them, the modules.
+
+    Never waits in the job's main thread: "leaving" while our own thread still delivers the last records; ask again.
+    """
+    current = session.current()
+    if not current.installed:
         return "absent"
-    bootstrap.stop()
+    if not current.over:
+        current.leave("detached")
+    if current.control is not None:
+        current.control.ask_to_stop()
+        if current.control.is_alive():
+            return "leaving"
     if forget is not None:
         forget()
     return "detached"

@@ -50,14 +50,22 @@ class Control:
         """Start the thread. Raises RuntimeError where the process may have no more threads."""
         self._thread.start()
 
+    def ask_to_stop(self):
+        """Have the thread deliver what waits, say goodbye and end, within FAREWELL_SECONDS; returns at once."""
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + FAREWELL_SECONDS
+        self._wake()
+
+    def is_alive(self):
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
     def stop(self, patient=False):
         """Deliver what waits, say goodbye and end, within FAREWELL_SECONDS.
 
         Where no daemon was ever reached this does not wait for the thread's end, unless `patient`.
         """
-        if self._stop_by is None:
-            self._stop_by = time.monotonic() + FAREWELL_SECONDS
-        self._wake()
+        self.ask_to_stop()
         if self._thread is threading.current_thread():
             return
         self._attempted.wait(FAREWELL_SECONDS)
