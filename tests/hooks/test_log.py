@@ -282,7 +282,7 @@ def test_a_short_evaluation_delivers_at_its_exit(make_daemon, socket_path):
     run = script("import gpuwatch\ngpuwatch.log('Accuracy/test', 0.93, 12)", GPUWATCH_SOCKET=str(socket_path))
     assert (run.returncode, run.stderr) == (0, "")
     assert row(peer, "Accuracy/test")[:3] == ["Accuracy/test", 12, 0.93]
-    assert peer.of("bye")
+    wait_for(lambda: peer.of("bye"))
 
 
 FORKED_RANK = """

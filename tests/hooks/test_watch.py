@@ -61,7 +61,7 @@ def test_watch_records_without_gpuwatch_run(make_daemon, clean):
     assert not watcher.recording
     assert daemon.hellos[0]["run"] == "by hand"
     assert tensor_names(daemon) == ["stem.weight", "stem.bias", "head.weight=tied.weight"]
-    assert daemon.of("bye")
+    wait_for(lambda: daemon.of("bye"))
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_a_forked_child_records_nothing(make_daemon, socket_path):
     assert (watched.returncode, watched.stderr) == (0, "")
     assert len(daemon.hellos) == 1
     assert daemon.scalars() == []
-    assert daemon.of("bye")
+    wait_for(lambda: daemon.of("bye"))
