@@ -64,11 +64,11 @@ def _in_sight(wanted, optimizers):
     modules, missing, stepped, seen = [], set(wanted), set(wanted), set()
     for variables in _namespaces():
         for name, value in _reachable(variables, nn.Module):
-            if isinstance(value, nn.Module) and id(value) not in seen:
+            if _is(value, nn.Module) and id(value) not in seen:
                 seen.add(id(value))
                 modules.append((name, value))
                 missing.difference_update(map(id, value.parameters()))
-            elif isinstance(value, optim.Optimizer) and id(value) not in optimizers:
+            elif _is(value, optim.Optimizer) and id(value) not in optimizers:
                 optimizers[id(value)] = name
                 stepped.update(id(p) for group in value.param_groups for p in group["params"])
         if not missing:
@@ -83,7 +83,7 @@ def optimizers_in_sight():
     found = {}
     for variables in _namespaces():
         for _, value in _reachable(variables, nn.Module):
-            if isinstance(value, optim.Optimizer):
+            if _is(value, optim.Optimizer):
                 found.setdefault(id(value), value)
     return list(found.values())
 
@@ -114,7 +114,7 @@ def path_in_sight(module):
     from torch import nn
 
     outer = [
-        value for variables in _namespaces() for _, value in _reachable(variables, nn.Module) if isinstance(value, nn.Module)
+        value for variables in _namespaces() for _, value in _reachable(variables, nn.Module) if _is(value, nn.Module)
     ]
     for _, root in _outermost([("", value) for value in outer]):
         for path, inner in root.named_modules():
@@ -177,9 +177,9 @@ def _reachable(variables, module_class):
     """(name, object) for variables, their list and dict entries, and the attributes of objects and those entries."""
     for name, value in itertools.islice(variables.items(), _MAX_VALUES):
         yield name, value
-        if isinstance(value, module_class):
+        if _is(value, module_class):
             continue  # a module names its own tensors
-        attributes = getattr(value, "__dict__", None) if type(value).__module__ != "builtins" else None
+        attributes = _attributes(value) if type(value).__module__ != "builtins" else None
         if type(attributes) is dict:
             for attribute, inner in list(attributes.items())[:200]:
                 yield attribute, inner
@@ -188,10 +188,22 @@ def _reachable(variables, module_class):
             yield from _entries(name, value)
 
 
+def _is(value, kind):
+    """isinstance without asking the object, which may be a proxy that answers by loading something."""
+    return issubclass(type(value), kind)
+
+
+def _attributes(value):
+    try:
+        return object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+
+
 def _entries(name, container):
-    if isinstance(container, dict):
-        for key, entry in itertools.islice(list(container.items()), 100):
+    if _is(container, dict):
+        for key, entry in itertools.islice(list(dict.items(container)), 100):
             yield str(key), entry
-    elif isinstance(container, (list, tuple)):
+    elif type(container) in (list, tuple):
         for number, entry in enumerate(container[:100]):
             yield "%s%d" % (name, number), entry

@@ -17,6 +17,8 @@ class Part:
     `step` is set when the optimizer steps. Times are CLOCK_MONOTONIC nanoseconds.
     """
 
+    at_once = ("cpu",)  # kinds of device whose values are on the host already
+
     def __init__(self, entry):
         self.entry = entry
         self.step = 0
@@ -55,7 +57,7 @@ class Part:
 
     def read(self, tensors, callback):
         """Call `callback(*lists)` with the flat values of each tensor: at once for CPU tensors, else when they have arrived."""
-        if all(tensor.device.type == "cpu" for tensor in tensors):
+        if all(tensor.device.type in self.at_once for tensor in tensors):
             callback(*[tensor.reshape(-1).tolist() for tensor in tensors])
             return
         if self._readback is None:

@@ -33,6 +33,7 @@ class Reading:
         self.histograms = []  # (places, flat list of 64 counts a place)
         self.entries = {}  # in the order of reading, as the rows of a single block are
         self.unreadable = {}  # place -> reason
+        self.sharded = False  # some tensors are this rank's part of a DTensor
         self.threshold = False  # whether the shares lost to fp16 were asked for
 
     def measure(self, part, places, tensors, scale=None):
@@ -86,6 +87,7 @@ class Reading:
         groups = {}
         for place, tensor in zip(places, tensors):
             dense, reason = readable(tensor)
+            self.sharded = self.sharded or dense is not None and hasattr(tensor, "to_local")
             if reason is not None:
                 self.unreadable[place] = reason
                 continue

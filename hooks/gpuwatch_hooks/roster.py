@@ -4,7 +4,6 @@ import weakref
 
 from . import discovery, wire
 
-
 #: Optimizers from which on a new one takes the place of one that is gone.
 MANY = 32
 
@@ -14,9 +13,9 @@ class Entry:
 
     def __init__(self, index, optimizer):
         self.index = index
-        self.optimizer = weakref.ref(optimizer) if optimizer is not None else None  # None: it stands for several
+        self.optimizer = None  # a weak reference; None: the entry stands for several
         self.label = type(optimizer).__name__
-        self.parameters = []  # each once, in the order of the groups; the optimizer owns them, so does the entry
+        self.parameters = []  # each once, in the order of the groups; let go when the optimizer goes
         self.numels = []
         self.names = []
         self.rows = 0
@@ -31,14 +30,26 @@ class Entry:
         self.training = None  # whether its modules were in train() at the last backward
         self.in_step = 0  # depth: a subclass may call super().step(), and then both fire
         self._ids = None
+        self._references = []
+        if optimizer is not None:
+            self.belong_to(optimizer)
+
+    def belong_to(self, optimizer):
+        """From now on the entry of this optimizer; when it goes, its tensors are not kept alive here."""
+        self.part, self.in_step, self.training = None, 0, None
+        self.optimizer = weakref.ref(optimizer, self._let_go)
+
+    def _let_go(self, _reference):
+        self.parameters, self.part, self._ids = [], None, None
 
     def alive(self):
         """Whether its optimizer still exists."""
         return self.optimizer is None or self.optimizer() is not None
 
-    def has(self, ids):
-        """Whether these are the ids of its tensors."""
-        return ids == self._ids
+    def has(self, parameters):
+        """Whether these are its tensors, or were when its optimizer went."""
+        references = self._references
+        return len(references) == len(parameters) and all(r() is p for r, p in zip(references, parameters))
 
     def parameters_changed(self, parameters):
         """Take `parameters` over when they are others than last time (a group was added, a model unfrozen or replaced)."""
@@ -46,6 +57,7 @@ class Entry:
         if ids == self._ids:
             return False
         self._ids = ids
+        self._references = list(map(weakref.ref, parameters))
         self.uniform = True
         self.parameters = list(dict(zip(ids, parameters)).values())  # a tensor listed twice counts once
         self.numels = [parameter.numel() for parameter in self.parameters]
@@ -97,10 +109,9 @@ class Roster:
 
         Some loops make a new optimizer for each task or step; numbers and tables must not grow with them.
         """
-        ids = list(map(id, parameters))
         for entry in self._order:
-            if not entry.alive() and (entry.has(ids) or len(self._order) >= MANY):
-                entry.optimizer, entry.part, entry.in_step = weakref.ref(optimizer), None, 0
+            if not entry.alive() and (entry.has(parameters) or len(self._order) >= MANY):
+                entry.belong_to(optimizer)
                 return entry
         return None
 

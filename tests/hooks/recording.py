@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 
+import torch
 from gpuwatch_hooks import settings, wire
 from gpuwatch_hooks.guard import Guard
 from gpuwatch_hooks.patching import Ledger
@@ -13,6 +14,8 @@ from gpuwatch_hooks.ring import RingWriter
 
 from gpuwatch.state import records
 from gpuwatch.state.layers import buckets, statistics
+
+torch.set_num_threads(1)  # these models are tiny, and OpenMP's waiting threads would starve the tests beside them
 
 
 class RecordingSession:

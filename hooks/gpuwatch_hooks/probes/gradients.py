@@ -35,6 +35,7 @@ class GradientsProbe:
         """Nothing to patch: the recorder's step hooks call this probe."""
         self._recorder = recorder
         self._said = set()
+        self._told_sharded = False
 
     def before(self, part):
         """Measure what the optimizer is about to use, or see what has become of what a clip function had measured."""
@@ -87,6 +88,11 @@ class GradientsProbe:
             recorder.governor.spent("histograms", _now() - began)
         if reading.unreadable:
             self._say(entry, reading.unreadable)
+        if reading.sharded and not self._told_sharded:
+            # Adding the ranks' squares up would take a collective, which other ranks may not be ready for: the norms are
+            # this rank's part, and whoever reads them must know.
+            self._told_sharded = True
+            recorder.session.meta({"sharded": True})
 
     def _look_again(self, part):
         """Something has changed the gradients since they were measured: clipping, or unscaling after a clip."""

@@ -97,7 +97,11 @@ def test_the_scale_is_never_asked_for(model, batches, monkeypatch):
     """Trap 4: get_scale() waits for the device."""
     optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-3), scaler_of()
     asked = []
-    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda self: asked.append(self))
+
+    def get_scale(self):
+        asked.append(self)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", get_scale)
     with recording() as session:
         for batch in batches[:3]:
             scaler.scale(loss_of(model, batch)).backward()

@@ -1,8 +1,10 @@
 """Who steps, how often, inside what: each optimizer step is one record, and an iteration is one step."""
 
 import copy
+import gc
 import io
 import math
+import weakref
 
 import pytest
 import torch
@@ -125,7 +127,7 @@ def test_one_of_two_optimizers_steps_more_often(batches):
         if complete:
             closed.add(step)
     assert [step for step, _, _ in steps] == sorted(step for step, _, _ in steps)
-    assert [(6, 0), (6, 1), (7, 0), (8, 0), (9, 0), (9, 1)] == [(step, optimizer) for step, optimizer, _ in steps[-6:]]
+    assert [(step, optimizer) for step, optimizer, _ in steps[-6:]] == [(6, 0), (6, 1), (7, 0), (8, 0), (9, 0), (9, 1)]
 
 
 def test_two_optimizers_on_one_loss(batches):
@@ -351,3 +353,21 @@ def test_ever_new_models_and_optimizers(batches):
     assert max(part.optimizer for part in session.parts()) < 33
     assert len(session.tables["optimizer"][1]) <= 32
     assert len(session.parts()) == 100
+
+
+def test_what_the_user_lets_go_is_let_go(batches):
+    """A sweep over settings in one process: the last model's memory is free when the next one is built."""
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    gone = [weakref.ref(thing) for thing in (model, model.weight, optimizer)]
+    with recording() as session:
+        for batch in batches[:3]:
+            loss = loss_of(model, batch)
+            loss.backward()
+            gone.append(weakref.ref(loss))
+            optimizer.step()
+        optimizer.zero_grad()
+        del model, optimizer, loss
+        gc.collect()
+        assert [reference() for reference in gone] == [None] * 6
+    assert len(session.parts()) == 3

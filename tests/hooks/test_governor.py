@@ -1,0 +1,183 @@
+"""The overhead budget: what is thinned, in which order, back again, and that the figure it reports is the true one."""
+
+import itertools
+import time
+
+import pytest
+import torch
+from gpuwatch_hooks import wire
+from gpuwatch_hooks.governor import FAMILIES, RUNGS, Governor
+from torch import nn
+
+from tests.hooks.recording import recording
+
+MS = 1_000_000
+
+
+def drive(plan, steps, *, step_ms=100.0, base_ms=0.1, costs=None, every=1, budget=0.01):
+    """Simulated steps: families cost what `costs` says whenever the plan lets them run. Returns what was said."""
+    costs = costs or {}
+    said = []
+    for turn in range(steps):
+        hook = base_ms * MS
+        for family in FAMILIES:
+            if turn % plan.interval(family, every) == 0:
+                cost = costs.get(family, 0.0) * MS
+                plan.spent(family, cost)
+                hook += cost
+        sentence = plan.step(step_ms * MS + hook, hook, budget, every)
+        if sentence:
+            said.append((plan.thinned_more, plan.thinning_level, sentence))
+    return said
+
+
+def test_the_rungs_thin_in_the_order_of_the_wire():
+    assert ("nothing", *FAMILIES) == wire.THINNING
+    assert RUNGS[0] == (1, 1, 1)
+    assert RUNGS[1:4] == [(4, 1, 1), (4, 4, 1), (4, 4, 4)]
+    for before, after in itertools.pairwise(RUNGS):
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert after[0] >= after[1] >= after[2]
+
+
+def test_nothing_is_thinned_that_is_cheap():
+    plan = Governor()
+    assert drive(plan, 200, costs={"update_ratio": 0.2, "histograms": 0.2, "layers": 0.2}) == []
+    assert plan.thinning_level == 0
+    assert plan.overhead_ratio == pytest.approx(0.7 / 100.7, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("costs", "level"),
+    [
+        ({"update_ratio": 2.0}, 1),
+        ({"update_ratio": 1.0, "histograms": 3.0}, 2),
+        ({"update_ratio": 50.0, "histograms": 12.0, "layers": 12.0}, 3),
+    ],
+)
+def test_the_budget_is_kept(costs, level):
+    plan = Governor()
+    said = drive(plan, 2000, costs=costs)
+    assert plan.thinning_level >= level
+    assert said[0][0] is True
+    assert "every" in said[0][2]
+    assert plan.overhead_ratio < 0.011
+    expected = sum(cost / plan.interval(family, 1) for family, cost in costs.items()) + 0.1
+    assert expected <= 1.0 + 1e-9
+
+
+def test_what_cannot_be_kept_is_told():
+    """The always-on pass alone takes 2 %: everything else is as rare as can be, and the ratio says 2 %."""
+    plan = Governor()
+    drive(plan, 3000, base_ms=2.0, costs={"layers": 10.0, "histograms": 10.0, "update_ratio": 10.0})
+    assert plan.rung == len(RUNGS) - 1
+    assert plan.overhead_ratio == pytest.approx(0.02, rel=0.15)
+
+
+def test_cheap_again_is_restored_step_by_step():
+    plan = Governor()
+    drive(plan, 300, costs={"update_ratio": 40.0, "histograms": 10.0, "layers": 10.0})
+    high = plan.rung
+    assert high > 3
+    said = drive(plan, 6000, step_ms=20_000.0, costs={"update_ratio": 40.0, "histograms": 10.0, "layers": 10.0})
+    assert plan.rung == 0
+    assert [more for more, _, _ in said] == [False] * len(said)
+    assert len(said) == high  # rung by rung, each announced
+
+
+def test_the_plan_does_not_swing():
+    """Costs near a rung's edge with noise: no going back and forth."""
+    plan = Governor()
+    generator = torch.Generator().manual_seed(1)
+    changes = 0
+    for _ in range(200):
+        noise = 1.0 + 0.3 * torch.rand((), generator=generator).item()
+        changes += len(drive(plan, 16, costs={"update_ratio": 3.0 * noise, "histograms": 1.0, "layers": 1.0}))
+    assert changes <= 12
+
+
+def test_one_interrupted_sample_does_not_thin_for_a_thousand_steps():
+    plan = Governor()
+    drive(plan, 40, costs={"layers": 0.5})
+    plan.spent("layers", 500 * MS)
+    assert drive(plan, 40, costs={"layers": 0.5}) == [] or plan.thinning_level < 3
+
+
+def test_every_is_what_the_user_asked_for():
+    plan = Governor()
+    assert [plan.interval(family, 7) for family in FAMILIES] == [7, 7, 7]
+    assert plan.norms_interval(7) == 7
+
+
+class Expensive:
+    """Stands for kernels that take long: 4 ms a table, 2 ms a histogram."""
+
+    def __init__(self, monkeypatch):
+        from gpuwatch_hooks.reading import Reading
+
+        for name, seconds in (("detail", 0.004), ("distribute", 0.002)):
+            original = getattr(Reading, name)
+
+            def slow(reading, *args, _original=original, _seconds=seconds, **kwargs):
+                time.sleep(_seconds)
+                return _original(reading, *args, **kwargs)
+
+            monkeypatch.setattr(Reading, name, slow)
+
+
+def steps(model, optimizer, count, seconds=0.0):
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.randn(8, 6)).square().mean().backward()
+        time.sleep(seconds)
+        optimizer.step()
+
+
+def test_a_run_that_is_thinned_shows_it(monkeypatch):
+    """End to end: the run keeps its norms at every step, its tables become rare, and an event says how rare."""
+    Expensive(monkeypatch)
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with recording(budget=0.05) as session:
+        steps(model, optimizer, 160, seconds=0.002)
+    parts = session.parts()
+    assert all("grad_norm" in part.values and "grad_nonfinite_count" in part.values for part in parts)
+    assert parts[-1].values["thinning_level"] == 3.0
+    told = session.events("thinned")
+    assert told
+    assert "layers every" in told[-1].text
+    tables = sum("grad_absmax" in part.values for part in parts[-100:])
+    assert tables < 40
+    assert sum(part.values["hook_seconds"] for part in parts[-40:]) < 0.5 * sum(
+        part.values["hook_seconds"] for part in parts[:40]
+    )
+
+
+def test_without_a_budget_nothing_is_thinned(monkeypatch):
+    """The twin: the same run with the protection off."""
+    Expensive(monkeypatch)
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with recording(budget=1.0) as session:
+        steps(model, optimizer, 40)
+    assert session.events() == []
+    assert all("grad_absmax" in part.values for part in session.parts())
+
+
+def test_the_reported_overhead_is_the_true_one(monkeypatch):
+    """Trap 44: what the hooks say they take agrees with what a clock around them says."""
+    Expensive(monkeypatch)
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with recording(budget=1.0) as session:
+        steps(model, optimizer, 10)
+        began = time.perf_counter()
+        steps(model, optimizer, 60)
+        hooked = time.perf_counter() - began
+    taken = sum(part.values["hook_seconds"] for part in session.parts()[10:])
+    assert taken >= 60 * 0.006  # the sleeps alone
+    began = time.perf_counter()
+    steps(model, optimizer, 60)
+    plain = time.perf_counter() - began
+    assert taken == pytest.approx(hooked - plain, rel=0.35)
+    assert session.parts()[-1].values["overhead_ratio"] == pytest.approx(taken / hooked, rel=0.3)
