@@ -50,6 +50,7 @@ class GoneLine(msgspec.Struct, tag_field="t", tag="gone"):
     code: str
     reason: str
     worked: bool
+    errors: dict[str, int]
 
 
 Line = SampleLine | GoneLine
@@ -95,9 +96,7 @@ def apply(line: SampleLine, gpus: Gpus, heard: Heard) -> None:
     gpus.state, gpus.message = "sampling", ""
     gpus.driver_version = line.driver
     gpus.nvml_reinits += line.reinits
-    for call_and_code, times in line.errors.items():
-        call, _, code = call_and_code.partition("|")
-        gpus.nvml_errors[call, code] = gpus.nvml_errors.get((call, code), 0) + times
+    count_errors(line.errors, gpus)
     heard.identities.update(line.identities)
     listed: set[int] = set()
     for device in line.gpus:
@@ -113,6 +112,13 @@ def apply(line: SampleLine, gpus: Gpus, heard: Heard) -> None:
     for pid in heard.identities.keys() - listed:
         del heard.identities[pid]
     _forget_unlisted(line, gpus, heard)
+
+
+def count_errors(errors: dict[str, int], gpus: Gpus) -> None:
+    """`errors`: "call|code" -> times, as lines carry them."""
+    for call_and_code, times in errors.items():
+        call, _, code = call_and_code.partition("|")
+        gpus.nvml_errors[call, code] = gpus.nvml_errors.get((call, code), 0) + times
 
 
 def _forget_unlisted(line: SampleLine, gpus: Gpus, heard: Heard) -> None:

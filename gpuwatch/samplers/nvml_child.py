@@ -37,6 +37,7 @@ class NvmlChild:
         self.last_line_ns = 0  # CLOCK_MONOTONIC of the last line read; 0: none yet
         self.calm_since_ns = now_ns  # since when it has not been stuck
         self.killed = False
+        self.ended_ns = 0  # when it was told to end; 0: it was not
         self._heartbeat = Heartbeat()
         options = {
             "memory_hz": sampling.memory_hz,

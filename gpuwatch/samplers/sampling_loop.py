@@ -117,7 +117,8 @@ class SamplingLoop:
                 self._sample(driver)
                 continue  # to a new session, at once
             except DriverGoneError as gone:
-                self._write({"t": "gone", "code": gone.code, "reason": str(gone), "worked": worked})
+                errors = driver.errors if driver is not None else {f"nvmlInit|{gone.code}": 1}
+                self._write({"t": "gone", "code": gone.code, "reason": str(gone), "worked": worked, "errors": errors})
                 if gone.needs_new_process or not worked:
                     return
             finally:

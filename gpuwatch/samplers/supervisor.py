@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gpuwatch.samplers.heartbeat import NO_DEVICE, OPENING, PHASES
-from gpuwatch.samplers.lines import GoneLine, apply, unknown_uuid
+from gpuwatch.samplers.lines import GoneLine, apply, count_errors, unknown_uuid
 from gpuwatch.samplers.nvml_child import NvmlChild
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ SIDE_SECONDS = 2.0  # the longest call seen on a healthy H100 took 16 ms
 FIRST_SIDE_SECONDS = 10.0  # to open a GPU the first time: without persistence mode that initialises it
 CALM_SECONDS = 10.0
 START_SECONDS = 60.0  # nvmlInit of eight GPUs without persistence mode takes tens of seconds
+END_SECONDS = 2.0  # for a child to end by itself
 ABSENT_RETRY_SECONDS = 60.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 
@@ -136,6 +137,7 @@ class Supervisor:
                         self._gpus.sample_duration_seconds = line.seconds
                         self._retry_seconds = FIRST_RETRY_SECONDS
                     continue
+                count_errors(line.errors, self._gpus)
                 if child is self._main:
                     self._gone = line
                     self._gpus.state = "absent" if line.code in _NO_DRIVER and not line.worked else "failing"
@@ -151,6 +153,8 @@ class Supervisor:
             if child.exit_status() is not None:
                 child.release()
                 self._ended.remove(child)
+            elif not child.killed and now_ns - child.ended_ns > END_SECONDS * 1e9:
+                child.kill()
         if self._main is not None and self._main.exit_status() is not None:
             self._hear(self._main, now_ns)  # its last words
             status = self._main.exit_status()
@@ -176,10 +180,10 @@ class Supervisor:
             self._aside[index] = Aside(child)
             child.assign(skip=set(), only={index})
             self._main = self._start(now_ns)
-        elif max(seconds, self._silence_seconds(child, now_ns)) > START_SECONDS:
+        elif max(seconds, self._silence_seconds(child, now_ns) - self._sampling.dear_seconds) > START_SECONDS:
             log.warning("the NVML child has not answered for %.0f s (%s): killing it", START_SECONDS, what)
             child.kill()
-            self._ended.append(child)
+            self._end(child)
             self._main = None
             self._start_at_ns = now_ns + int(self._retry_seconds * 1e9)
             self._retry_seconds = min(2 * self._retry_seconds, LAST_RETRY_SECONDS)
@@ -213,7 +217,7 @@ class Supervisor:
 
     def _mark_silent(self, now_ns: int) -> None:
         """A device without a sample for too long is down, with the reason that its child's heartbeat gives."""
-        deadline_ns = int(self._sampling.deadline_seconds * 1e9)
+        deadline_ns = int(max(self._sampling.deadline_seconds, 2.5 * self._sampling.dear_seconds) * 1e9)
         for gpu in self._gpus.by_uuid.values():
             if gpu.up and now_ns - gpu.last_sample_monotonic_ns > deadline_ns:
                 gpu.mark_down(self._reason(gpu, now_ns))
@@ -235,4 +239,5 @@ class Supervisor:
 
     def _end(self, child: NvmlChild) -> None:
         child.close()
+        child.ended_ns = time.monotonic_ns()
         self._ended.append(child)

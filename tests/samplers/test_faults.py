@@ -4,6 +4,7 @@ The numbers are the promise's, plus what a busy machine adds: down within one pe
 one period, a hang reported within 10 s. Twins show what happens to who asks in his own process.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -101,6 +102,8 @@ def test_a_driver_reload_is_survived_and_counters_go_on(sampled):
     _, seconds = run.until(lambda: run.up(0))
     assert seconds < PERIOD_SECONDS + run.busy_seconds
     assert run.gpus.nvml_reinits >= 1
+    assert any(code == "uninitialized" for _, code in run.gpus.nvml_errors)
+    assert run.gpus.nvml_errors["nvmlInit", "driver_not_loaded"] >= 1
     run.until(lambda: run.value(0, "energy_joules_total") > before)
     assert run.value(0, "energy_joules_total") == pytest.approx(before + 5.0)
 
@@ -330,6 +333,28 @@ def test_pause_lets_go_of_the_driver_and_resume_comes_back(sampled):
     assert not run.gpu(0).up
     run.supervisor.resume()
     run.until(lambda: run.up(0))
+
+
+def test_pause_lets_go_of_a_driver_that_hangs(sampled, quick):
+    run = sampled([h100(0), h100(1)])
+    break_gpu(run, 0, "hang nvmlDeviceGetMemoryInfo_v2")
+    run.until(lambda: len(run.supervisor.child_pids()) == 2)
+    run.supervisor.pause()
+    run.until(lambda: not run.supervisor.child_pids())
+    mend(run)
+    run.supervisor.resume()
+    run.until(lambda: run.up(0, 1))
+
+
+def test_what_doctor_asks(sampled, tmp_path):
+    run = sampled([h100(0), h100(1)], wait=False, prepare=lambda fake: fake.gpus[1].faults.append("error * 15"))
+    command = [sys.executable, "-P", "-m", "gpuwatch.samplers.nvml_worker", "--probe"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    assert found == {"driver_version": "580.159.04", "gpus": ["NVIDIA H100 80GB HBM3", "GPU 1: GPU is lost"]}
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    absent = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60, env=environment).stdout)
+    assert absent == {"error": "NVML Shared Library Not Found"}
+    assert run.supervisor.child_pids() == []
 
 
 def test_a_hung_child_dies_with_its_daemon(tmp_path, sampled):
