@@ -40,7 +40,7 @@ def firing(path):
                 raw = set().union(
                     *(metrics(RECORDS[m]["expr"]) if m in RECORDS else {m} for m in metrics(ALERTS[alert]["expr"]))
                 )
-                yield alert, alert in fire, bool(raw & fed) or "up{" in ALERTS[alert]["expr"]
+                yield alert, alert in fire, bool(raw & fed) or "(up{" in f"({ALERTS[alert]['expr']}"
 
 
 @pytest.mark.parametrize("alert", ALERTS)
