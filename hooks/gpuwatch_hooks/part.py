@@ -35,7 +35,9 @@ class Part:
         self._waiting = []  # (places in the readback, callback)
         self._last = []  # callbacks for when every value is here
         self.ended = 0  # perf_counter_ns when it was closed
+        self.tensors = 0  # that the entry had when the part was closed
         self._layout = (0, 0, 0)
+        self._numels = []
 
     def set(self, name, value):
         """Field `name` of wire.STEP_FIELDS has this value (a float; NaN is a value)."""
@@ -79,7 +81,10 @@ class Part:
     def close(self):
         """No more measuring: queue the copies of what is still on a device."""
         entry = self.entry
-        self._layout = (entry.table_version, entry.first_row, entry.rows)  # of now: names may change before it is written
+        # of now: names may change, and the optimizer may be gone, before the device has delivered
+        self._layout = (entry.table_version, entry.first_row, entry.rows)
+        self.tensors = len(entry.parameters)
+        self._numels = entry.numels
         if self._readback is not None and not self._readback.launched:
             self._readback.launch()
 
@@ -107,7 +112,7 @@ class Part:
         version, first_row, rows = self._layout
         width = _COLUMNS if kind == wire.KIND_TENSORS else wire.HISTOGRAM_BUCKETS
         if len(cells) > rows * width:
-            cells = folded(cells, rows, width, self.entry.numels)
+            cells = folded(cells, rows, width, self._numels)
         head = wire.TENSORS_HEAD if kind == wire.KIND_TENSORS else wire.HISTOGRAMS_HEAD
         body, row_bytes = memoryview(cells).cast("B"), 4 * width
         family_index = wire.FAMILIES.index(family)

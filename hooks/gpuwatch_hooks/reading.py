@@ -87,7 +87,7 @@ class Reading:
         groups = {}
         for place, tensor in zip(places, tensors):
             dense, reason = readable(tensor)
-            self.sharded = self.sharded or dense is not None and hasattr(tensor, "to_local")
+            self.sharded = self.sharded or (dense is not None and hasattr(tensor, "to_local"))
             if reason is not None:
                 self.unreadable[place] = reason
                 continue
@@ -150,9 +150,8 @@ class Reading:
             return None
         return largest, zeros / total, ((lost / nonzero if nonzero else 0.0) if self.threshold else None)
 
-    def cells(self, entry):
-        """(float32 rows of the entry as array("f"), mask of columns). A tensor that was not read has a row of NaN."""
-        count = len(entry.parameters)
+    def cells(self, count):
+        """(float32 rows of `count` places as array("f"), mask of columns). A tensor that was not read has a row of NaN."""
         if self.blocks:
             cells = _spread(self.blocks, count, array("f", [math.nan]), _COLUMNS)
             return cells, (1 << _COLUMNS) - 1 if self.threshold else _ALL_BUT_LOST
@@ -162,9 +161,9 @@ class Reading:
         flat[_BAD::_COLUMNS] = array("f", [bad.get(place, 0.0 if place in norms else math.nan) for place in range(count)])
         return flat, NORM_ONLY
 
-    def buckets(self, entry):
-        """u32 histograms of the entry as array("I"), zeros where a tensor was not read."""
-        return _spread(self.histograms, len(entry.parameters), array("I", [0]), wire.HISTOGRAM_BUCKETS)
+    def buckets(self, count):
+        """u32 histograms of `count` places as array("I"), zeros where a tensor was not read."""
+        return _spread(self.histograms, count, array("I", [0]), wire.HISTOGRAM_BUCKETS)
 
 
 def _spread(blocks, count, empty, width):

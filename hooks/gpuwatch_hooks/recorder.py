@@ -23,6 +23,8 @@ from .roster import Roster
 MAX_WAITING_PARTS = 256
 #: An optimizer that has not stepped for so many iterations is no longer expected in each.
 EXPECTED_WITHIN = 64
+#: After this long without a step of the recorded thread, another one's steps are followed.
+SILENCE_NS = 5_000_000_000
 
 _now = time.perf_counter_ns
 
@@ -45,7 +47,8 @@ class Recorder:
         self._in_backward = in_backward.InBackward(self)
         self._iteration_closed = False
         self._waiting = collections.deque()
-        self._thread = threading.main_thread().ident
+        self._thread = threading.main_thread().ident  # the one that is recorded
+        self._elsewhere = False  # whether it was said that another one steps too
         self._captured = False
 
     # ------------------------------------------------------------------------------------------------- installation
@@ -92,7 +95,8 @@ class Recorder:
             self._in_backward.before_step(optimizer)
             self.hook_ns += _now() - began
             return None
-        self._thread = threading.get_ident()
+        if not self.on_training_thread() and not self._follow(began):
+            return None
         part = self.open_part(optimizer)
         entry = part.entry
         if entry.in_step and _step_depth() < 2:  # its last step ended in an exception
@@ -117,10 +121,10 @@ class Recorder:
         if in_backward.running():
             return
         entry = self.roster.find(optimizer)
-        if entry is None or not entry.in_step:
+        if entry is None or not entry.in_step or not self.on_training_thread():
             return
         entry.in_step -= 1
-        if entry.in_step:
+        if entry.in_step or entry.part is None:
             return
         self.clock.leave(began)
         self.close_part(entry.part, began)
@@ -236,6 +240,19 @@ class Recorder:
 
     def _closure_ends(self):
         self.clock.leave(_now())
+
+    def _follow(self, now):
+        """Another thread steps than the one that is recorded: move over to it once the other has been silent for long."""
+        if self.previous_end is not None and now - self.previous_end < SILENCE_NS:
+            if not self._elsewhere:
+                self._elsewhere = True
+                text = "optimizers step in several threads at once: one of them is recorded"
+                self.session.event("notice", self.iteration, 0.0, text)
+            return False
+        self._thread = threading.get_ident()
+        self.previous_end = None
+        self.clock.reset(now)
+        return True
 
     def _arm(self, optimizer):
         session = self.session

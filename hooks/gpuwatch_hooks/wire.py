@@ -109,7 +109,7 @@ THINNING = ("nothing", "update_ratio", "histograms", "layers")
 MAX_GROUPS = 64
 
 #: KIND_TENSORS: step, optimizer, family, version of the name table, first index, count, mask of measured columns;
-#: then float32[count][8] in the order of TENSOR_COLUMNS.
+#: then float32[count][8] in the order of TENSOR_COLUMNS. A row of NaN: that tensor had no gradient (or cannot be read).
 TENSORS_HEAD = struct.Struct("<QHHIIII")
 #: Statistics of one tensor over its finite entries, in true (unscaled) units; `nonfinite_count` and the shares are of all.
 TENSOR_COLUMNS = ("norm", "absmax", "mean_abs", "mean", "std", "zero_ratio", "nonfinite_count", "underflow_ratio")

@@ -262,9 +262,6 @@ def test_taken_out_and_put_in_again(model_and_batches):
         session.recorder.install()
         steps(batches[4:6])
     assert len(session.parts()) == 4
-    from torch.optim import optimizer as module
-
-    assert not module._global_optimizer_pre_hooks
 
 
 def test_every_patch_is_the_original_again():
@@ -290,3 +287,59 @@ def test_every_patch_is_the_original_again():
     after = [vars(owner)[name] for owner, name in places]
     assert all(a is b for a, b in zip(before, after, strict=True))
     assert all(a is not b for a, b in zip(before, during, strict=True))
+
+
+def test_two_threads_that_train_at_once():
+    """One of them is recorded, the other is told of; neither notices."""
+    results = {}
+
+    def train(name):
+        model = nn.Linear(6, 1)
+        nn.init.constant_(model.weight, 0.3)
+        nn.init.zeros_(model.bias)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = model(torch.ones(4, 6)).square().mean()
+            loss.backward()
+            optimizer.step()
+        results[name] = loss.item()
+
+    train("alone")
+    with recording() as session:
+        threads = [threading.Thread(target=train, args=(name,)) for name in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results["one"] == results["two"] == results["alone"]
+    parts = session.parts()
+    assert 60 <= len(parts) <= 120
+    for part in parts[1:]:
+        if "step_seconds" in part.values:
+            assert sum(phases_of(part)) == pytest.approx(part.values["step_seconds"])
+
+
+def test_a_thread_that_trains_after_the_main_one(monkeypatch, model_and_batches):
+    from gpuwatch_hooks import recorder
+
+    model, batches = model_and_batches
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def steps(some):
+        for inputs, targets in some:
+            nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+
+    with recording() as session:
+        steps(batches[:2])
+        thread = threading.Thread(target=steps, args=(batches[2:4],))
+        thread.start()
+        thread.join()
+        assert len(session.parts()) == 2  # a moment later it might be anything
+        assert [event.code for event in session.events()] == ["notice"]
+        monkeypatch.setattr(recorder, "SILENCE_NS", 0)
+        thread = threading.Thread(target=steps, args=(batches[4:6],))
+        thread.start()
+        thread.join()
+    assert len(session.parts()) == 4

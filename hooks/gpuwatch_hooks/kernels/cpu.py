@@ -12,6 +12,7 @@ import math
 from .. import wire
 from . import small
 from .exact import SAFE_LARGEST, SAFE_SMALLEST, exact_norm, exact_row
+from .l2 import l2_norms
 
 #: Entries a piece has: 256 KiB of float32 stay in the second-level cache while several statistics read them, and a float32
 #: sum of so many squares is exact to 6e-7.
@@ -28,7 +29,6 @@ def norms(tensors):
     """(L2 norm of the finite entries of each tensor, {index: number of non-finite entries}); floats and ints."""
     import torch
 
-    # dtype: the norm of a half precision tensor would otherwise be rounded to half precision, or overflow it
     single, large = torch.float32, []
     if torch.float64 in {tensor.dtype for tensor in tensors}:
         found = [_wide_norm(tensor) for tensor in tensors]
@@ -36,9 +36,9 @@ def norms(tensors):
         sizes = list(map(torch.Tensor.numel, tensors))
         large = [index for index, size in enumerate(sizes) if size > PIECE_ELEMENTS]
         whole = tensors if not large else [t for t, size in zip(tensors, sizes) if size <= PIECE_ELEMENTS]
-        found = list(map(torch.Tensor.item, torch._foreach_norm(whole, 2, dtype=single))) if whole else []
+        found = list(map(torch.Tensor.item, l2_norms(whole, single))) if whole else []
     for index in large:
-        parts = torch._foreach_norm(list(pieces(tensors[index])), 2, dtype=single)
+        parts = l2_norms(list(pieces(tensors[index])), single)
         found.insert(index, math.hypot(*map(torch.Tensor.item, parts)))
     total, nonfinite = sum(found), {}
     if not (total < SAFE_LARGEST and min(found, default=1.0) > SAFE_SMALLEST):  # also when one is NaN

@@ -7,6 +7,7 @@ Temporary copies stay below PIECE_ELEMENTS entries, because the job may have fil
 """
 
 from .. import wire
+from .l2 import l2_norms
 
 PIECE_ELEMENTS = 1 << 22
 
@@ -15,12 +16,7 @@ def norms(tensors):
     """float64[len(tensors)] on the device: L2 norms, NaN or Inf where an entry is (the host then asks for a table)."""
     import torch
 
-    result = torch.zeros(len(tensors), dtype=torch.float64, device=tensors[0].device)
-    filled = [(row, tensor) for row, tensor in zip(result, tensors) if tensor.numel()]
-    if filled:
-        rows, full = zip(*filled)
-        torch._foreach_copy_(list(rows), list(torch._foreach_norm(list(full), 2, dtype=torch.float64)))
-    return result
+    return torch.stack(list(l2_norms(tensors, torch.float64)))
 
 
 def table(tensors, scale=None, threshold=None):

@@ -107,7 +107,7 @@ class GradientsProbe:
             measured.after.measure(part, *zip(*pairs), scale=scale)
 
     def _finish(self, part):
-        measured, entry = part.gradients, part.entry
+        measured = part.gradients
         reading = measured.reading
         if not reading.entries:
             return  # there was no gradient, which is not a gradient of zero
@@ -126,9 +126,9 @@ class GradientsProbe:
                 part.set("grad_underflow_ratio", shares[2])
         every = self._recorder.session.settings.every
         if reading.blocks or measured.turn % self._recorder.governor.norms_interval(every) == 0:
-            part.add_rows("gradient", *reading.cells(entry))
+            part.add_rows("gradient", *reading.cells(part.tensors))
         if reading.histograms:
-            part.add_histograms("gradient", reading.buckets(entry))
+            part.add_histograms("gradient", reading.buckets(part.tensors))
 
     def _say(self, entry, unreadable):
         """Name tensors that cannot be read, once."""

@@ -28,17 +28,21 @@ class LossScaleProbe:
         scaler_class = _scaler_class()
         if scaler_class is None:
             return
-        guard, ledger = recorder.session.guard, recorder.session.ledger
+        self._wrapped = set()
+        self._wrap(scaler_class)
+
+    def _wrap(self, scaler_class):
+        """Wrap what this class defines itself: ShardedGradScaler, for one, has a `scale` of its own."""
+        self._wrapped.add(scaler_class)
+        guard, ledger = self._recorder.session.guard, self._recorder.session.ledger
         mark, begin, end = (guard.wrap(self.name, f) for f in (self._mark, self._begin, self._end))
         told = guard.wrap(self.name, self._new_scale)
-        classes = [scaler_class, *_subclasses(scaler_class)]
-        for owner in classes:
-            if "scale" in vars(owner):
-                ledger.wrap(owner, "scale", lambda original: _marking(original, mark))
-            if "step" in vars(owner):
-                ledger.wrap(owner, "step", lambda original: _stepped(original, begin, end))
-            if "update" in vars(owner):
-                ledger.wrap(owner, "update", lambda original: _updated(original, told))
+        if "scale" in vars(scaler_class):
+            ledger.wrap(scaler_class, "scale", lambda original: _marking(original, mark))
+        if "step" in vars(scaler_class):
+            ledger.wrap(scaler_class, "step", lambda original: _stepped(original, begin, end))
+        if "update" in vars(scaler_class):
+            ledger.wrap(scaler_class, "update", lambda original: _updated(original, told))
 
     # -------------------------------------------------------------------------------------------- asked by others
     def to_true_units(self, entry):
@@ -110,6 +114,9 @@ class LossScaleProbe:
                 tensor.grad_fn.metadata[MARK] = weakref.ref(scaler)
 
     def _begin(self, scaler, optimizer):
+        for kind in type(scaler).__mro__:  # a subclass that was imported after the hooks came
+            if kind not in self._wrapped and hasattr(kind, "unscale_"):
+                self._wrap(kind)
         if not getattr(scaler, "_enabled", False) or self._stepping is not None:
             return None  # off, or the call of a subclass to its base
         entry = self._recorder.roster.find(optimizer)
@@ -136,15 +143,6 @@ def _scaler_class():
     import torch
 
     return getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.grad_scaler.GradScaler
-
-
-def _subclasses(owner):
-    """ShardedGradScaler and the like, as far as they are loaded."""
-    found = []
-    for kind in owner.__subclasses__():
-        found.append(kind)
-        found.extend(_subclasses(kind))
-    return found
 
 
 def _marking(original, mark):

@@ -75,7 +75,7 @@ def _finish(part, weights, updates, factors):
     before = weights.norm()
     if before > 0.0:
         part.set("update_ratio", updates.norm() / before)
-    part.add_rows("update", *updates.cells(part.entry))
+    part.add_rows("update", *updates.cells(part.tensors))
 
 
 def _followed(parameter):

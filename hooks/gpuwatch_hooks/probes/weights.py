@@ -28,9 +28,16 @@ class WeightsProbe:
         if recorder.session.settings.histograms and recorder.due("histograms", entry):
             reading.distribute(part, places, entry.parameters)
             recorder.governor.spent("histograms", _now() - began)
-            part.at_end(lambda done: done.add_histograms("weight", reading.buckets(done.entry)))
+            part.at_end(lambda done: _distribute(done, reading))
+
+
+def _distribute(part, reading):
+    if reading.histograms:
+        part.add_histograms("weight", reading.buckets(part.tensors))
 
 
 def _finish(part, reading):
+    if not reading.entries:
+        return
     part.set("weight_norm", reading.norm())
-    part.add_rows("weight", *reading.cells(part.entry))
+    part.add_rows("weight", *reading.cells(part.tensors))

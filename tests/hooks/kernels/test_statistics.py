@@ -138,6 +138,16 @@ def test_norms_of_a_mixed_list():
         assert math.isclose(got, want["norm"], rel_tol=1e-5)
 
 
+def test_norms_with_a_torch_whose_foreach_norm_has_no_dtype(monkeypatch):
+    """Torch before 2.4."""
+    original = torch._foreach_norm
+    monkeypatch.setattr(torch, "_foreach_norm", lambda tensors, order=2: original(tensors, order))
+    names = ["small", "bf16, pieces", "fp16 that overflows itself", "fp64"]
+    norms, _ = cpu.norms([TENSORS[name] for name in names])
+    for norm, name in zip(norms, names, strict=True):
+        assert math.isclose(norm, wanted_row(name)["norm"], rel_tol=1e-5)
+
+
 def test_torch_alone_would_get_these_norms_wrong():
     """The twin of the exact path: without it these would vanish, overflow or drift."""
     assert torch._foreach_norm([TENSORS["tiny"]])[0] == 0.0

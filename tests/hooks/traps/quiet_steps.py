@@ -46,7 +46,7 @@ def main():
     with recording() as session:
         if "--noisy" in sys.argv:  # what the test must notice: one system call a record
             write = session.write
-            session.write = lambda *record: os.getuid() and None or write(*record)
+            session.write = lambda *record: (os.getuid() and None) or write(*record)
         session.ring.slot_count = 512  # as large as a real ring, so that it is written round
         train(model, optimizer, inputs, targets)
 

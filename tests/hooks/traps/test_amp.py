@@ -235,3 +235,43 @@ def test_without_a_scaler_there_is_no_scale(model, batches):
         assert part.values["autocast_dtype"] == 2.0
     assert "underflow_ratio" not in session.rows()[0]["0.weight"]
     assert {"precision": "bf16"} in session.told
+
+
+def test_a_scaler_class_that_comes_later(model, batches):
+    """FSDP's ShardedGradScaler is imported after the hooks and has a `scale` of its own."""
+    losses = []
+    with recording() as session:
+
+        class Sharded(torch.amp.GradScaler):
+            def scale(self, outputs):
+                return outputs * self._scale
+
+            def update(self, new_scale=None):
+                super().update(new_scale)
+
+        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-3), Sharded("cpu", init_scale=SCALE, growth_interval=1000)
+        scaler._lazy_init_scale_growth_tracker(torch.device("cpu"))
+        for number, batch in enumerate(batches[:4]):
+            optimizer.zero_grad()
+            loss = loss_of(model, batch)
+            losses.append(loss.item())
+            scaler.scale(loss).backward()
+            if number == 2:
+                overflow(model)
+            scaler.step(optimizer)
+            scaler.update()
+    parts = session.parts()
+    assert [part.values["loss"] for part in parts][1:] == pytest.approx(losses[1:], rel=1e-12)
+    assert [part.values["skipped"] for part in parts] == [0, 0, 1, 0]
+    assert parts[-1].values["loss_scale_backoffs"] == 1
+
+
+def test_a_scale_that_the_user_sets_is_no_back_off(model, batches):
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-3), scaler_of()
+    with recording() as session:
+        for number, batch in enumerate(batches[:3]):
+            scaler.scale(loss_of(model, batch)).backward()
+            scaler.step(optimizer)
+            scaler.update(64.0 if number == 0 else None)
+    assert [part.values["loss_scale"] for part in session.parts()] == [SCALE, 64.0, 64.0]
+    assert [part.values["loss_scale_backoffs"] for part in session.parts()] == [0, 0, 0]
