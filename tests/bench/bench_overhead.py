@@ -13,7 +13,7 @@ from torch import nn
 from tests.bench.harness import Bench
 from tests.hooks.recording import RecordingSession
 
-LAYERS, WIDTH, HEADS, TOKENS, WORDS = 12, 256, 8, 128, 2000
+LAYERS, WIDTH, HEADS, WORDS = 12, 256, 8, 2000
 
 
 class Transformer(nn.Module):
@@ -33,11 +33,11 @@ class Transformer(nn.Module):
 class Job:
     """One training loop; `observe(model, step)` runs between backward and step, as a logging loop would."""
 
-    def __init__(self, batch):
+    def __init__(self, batch, tokens):
         torch.manual_seed(0)
         self.model = Transformer()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.tokens = torch.randint(WORDS, (batch, TOKENS))
+        self.tokens = torch.randint(WORDS, (batch, tokens))
         self.steps = 0
 
     def seconds(self, count, observe=None):
@@ -90,7 +90,7 @@ class Hooks:
 
 
 def compare(job, run, rounds, block):
-    """Median and quartiles of observed/plain over rounds of A B, B A blocks of `block` steps (each its median)."""
+    """Median and quartiles of observed/plain over rounds of A B, B A; a block is the mean of `block` steps."""
     ratios = []
     for turn in range(rounds):
         if turn % 2:
@@ -109,12 +109,12 @@ def main():
         options={"--threads": {"type": int, "default": 1}, "--batch": {"type": int, "default": 4}},
     )
     torch.set_num_threads(bench.options.threads)
-    job = Job(bench.options.batch)
+    job = Job(bench.options.batch, 32 if bench.quick else 128)
     tensors = list(job.model.parameters())
-    rounds, block = (4, 4) if bench.quick else (24, 12)
+    rounds, block = (4, 4) if bench.quick else (24, 8)
     job.seconds(3)
     budgeted, everything = Hooks(0.01), Hooks(1.0)
-    budgeted.run(job, 24 if bench.quick else 96)  # until the plan stands
+    budgeted.run(job, 24 if bench.quick else 64)  # until the plan stands
     observers = {
         "plain, twice": lambda job, count: job.seconds(count),
         "gpuwatch, budget 1 %": budgeted.run,
