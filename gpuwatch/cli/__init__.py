@@ -23,8 +23,11 @@ COMMANDS = {
     "ps": "List Python processes: which train, which can be attached to.",
     "runs": "List recorded and live runs.",
     "status": "Show the health of one run.",
+    "top": "Show GPUs, processes and training jobs live.",
     "alerts": "List findings, or follow them as they come.",
     "explain": "Say what a rule means and what to do.",
+    "dashboards": "Write the Grafana dashboards to a folder.",
+    "rules": "Write the Prometheus rules to a folder.",
     "doctor": "Check what works here and how to fix what does not.",
 }
 

@@ -1,4 +1,4 @@
-"""A real Prometheus on free ports that scrapes one address every second."""
+"""A real Prometheus on a free port that scrapes one address every second, or does what `config` says."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ scrape_configs: [{{job_name: gpuwatch, static_configs: [{{targets: ["{target}"]}
 
 
 class PrometheusServer:
-    def __init__(self, target, folder):
+    def __init__(self, target, folder, config=None):
         if shutil.which("prometheus") is None:
             pytest.skip("needs prometheus (apt-get install prometheus)")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        config = folder / "prometheus.yml"
-        config.write_text(CONFIG.format(target=target))
-        command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+        file = folder / "prometheus.yml"
+        file.write_text(config or CONFIG.format(target=target))
+        command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}"]
         command += [f"--web.listen-address={self.address}", "--log.level=warn"]
         self.log = (folder / "prometheus.log").open("wb")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
