@@ -41,6 +41,9 @@ class Hooks(Section, frozen=True):
     every: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1  # per-tensor statistics at each k-th optimizer step
     histograms: bool = True
     overhead_budget: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.01  # share of the step time that the hooks may take
+    detach_after_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
+        600.0  # attached hooks leave after so long without a daemon; 0: never
+    )
     ring_slots: Annotated[int, msgspec.Meta(ge=8, le=4080)] = 512  # 16 KiB each; read by the hooks when they begin
 
 

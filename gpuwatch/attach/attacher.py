@@ -6,21 +6,24 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from gpuwatch.attach import injector, payload, preflight, remote_debug
+from gpuwatch.attach import connected, injector, payload, preflight, remote_debug
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.loader import REPORT_BYTES, REPORTED
 from gpuwatch.attach.process import Process, read_process, waiting_in
 
-METHODS = ("auto", "ptrace", "remote-debug")
+METHODS = ("auto", "socket", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
 #: Answers that only mean "not at this moment", and how long until it is worth asking again: torch is being imported, the main
 #: thread was in one of our own hooks, our thread still delivers.
 _AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "leaving": 0.02}
+#: What an attach may set, as the hooks name it.
+ADJUSTABLE = ("every", "histograms", "overhead_budget", "detach_after_seconds")
 GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
 
 
@@ -63,27 +66,34 @@ def choose(process: Process, method: str) -> str:
     return "remote-debug" if process.python in remote_debug.VERSIONS else "ptrace"
 
 
-def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto", timeout_seconds: float = 10.0) -> Outcome:
-    """Attach (`verb` begin) or detach (end). Never raises: the outcome has the sentence."""
+def apply(
+    pid: int,
+    verb: str,
+    options: dict[str, Any],
+    *,
+    method: str = "auto",
+    timeout_seconds: float = 10.0,
+    daemon: Path | None = None,
+) -> Outcome:
+    """Attach (`verb` begin) or detach (end). Never raises: the outcome has the sentence.
+
+    A process whose hooks are connected to `daemon` is told over its socket; every other is entered.
+    """
     began = time.monotonic()
+    if method in ("auto", "socket"):
+        told = _by_socket(pid, verb, options, daemon, timeout_seconds)
+        if told.good or method == "socket":
+            return replace(told, seconds=time.monotonic() - began)
     process, refusal = look(pid)
+    if process is not None and refusal is None and verb == "begin":
+        refusal = _unreachable(process, options)
     if process is None or refusal is not None:
         assert refusal is not None
         return refusal
     way = choose(process, method)
     outcome = Outcome(pid=pid, title=process.title, answer="failed", method=way)
     try:
-        modules = payload.compiled(process) if verb == "begin" else {}
-
-        def text(report: int) -> str:
-            return payload.build(modules, verb, options, report, timeout_seconds)
-
-        go = _by_remote_debugging if way == "remote-debug" else _by_injector
-        answer, stopped = go(process, text, timeout_seconds)
-        while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < began + timeout_seconds:
-            time.sleep(pause)
-            answer, again = go(process, text, timeout_seconds)
-            stopped = max(stopped, again)
+        answer, stopped = _enter(process, way, verb, options, timeout_seconds)
     except InjectError as error:
         return replace(outcome, sentence=str(error), fix="try again")
     except PermissionError:
@@ -95,13 +105,65 @@ def apply(pid: int, verb: str, options: dict[str, Any], *, method: str = "auto",
     return _told(answer, replace(outcome, stopped_microseconds=stopped, seconds=time.monotonic() - began))
 
 
+def _enter(process: Process, way: str, verb: str, options: dict[str, Any], timeout_seconds: float) -> tuple[str, float]:
+    """The target's last answer, and the longest that it was stopped for, in microseconds. Raises InjectError, OSError."""
+    deadline = time.monotonic() + timeout_seconds
+    modules = payload.compiled(process) if verb == "begin" else {}
+
+    def text(report: int) -> str:
+        return payload.build(modules, verb, options, report, timeout_seconds)
+
+    go = _by_remote_debugging if way == "remote-debug" else _by_injector
+    answer, stopped = go(process, text, timeout_seconds)
+    while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < deadline:
+        time.sleep(pause)
+        before = answer
+        answer, again = go(process, text, timeout_seconds)
+        if before == "leaving" and answer == "absent":
+            answer = "detached"
+        stopped = max(stopped, again)
+    return answer, stopped
+
+
+def _by_socket(pid: int, verb: str, options: dict[str, Any], daemon: Path | None, timeout_seconds: float) -> Outcome:
+    """Method 0: the hooks are in it already, and their daemon passes the verb on. No tracing, no stop."""
+    outcome = Outcome(pid=pid, title=_title(pid), answer="refused", method="socket")
+    try:
+        if daemon is None:
+            raise ConnectionRefusedError
+        if verb == "end":
+            reason, answer = connected.detach(daemon, pid, timeout_seconds), "detached"
+        else:
+            settings = {name: options[name] for name in ADJUSTABLE if options.get(name) is not None}
+            reason, answer = connected.ask(daemon, "set", pid, settings), "already"
+    except (OSError, ValueError):
+        return replace(outcome, sentence="no daemon answers", fix="start one with `gpuwatch daemon`, or use another --method")
+    if reason:
+        return replace(outcome, sentence=reason, fix="use another --method")
+    return replace(outcome, answer=answer)
+
+
+def _title(pid: int) -> str:
+    try:
+        return read_process(pid).title
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _unreachable(process: Process, options: dict[str, Any]) -> Outcome | None:
+    finding = preflight.hidden_socket(process, options.get("socket") or "")
+    if finding is None:
+        return None
+    return Outcome(pid=process.pid, title=process.title, answer="refused", sentence=finding.sentence, fix=finding.fix)
+
+
 def _by_remote_debugging(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
     report = remote_debug.request(process, lambda address: text(address).encode())
     return _await_report(process, report, timeout_seconds) or _queued(process), 0.0
 
 
 def _by_injector(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
-    injection = injector.inject(process.pid, text)
+    injection = injector.inject(process.pid, text, process.start_ticks)
     stopped = injection.stopped_microseconds
     answer = _await_report(process, injection.area, timeout_seconds)
     if answer is None:

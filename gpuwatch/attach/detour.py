@@ -18,6 +18,7 @@ _NOT_IN_SYSCALL = (1 << 64) - 1
 _NR_RT_SIGRETURN = 15
 _RED_ZONE_BYTES = 128
 _DIRECTION_FLAG = 0x400
+_LEAST_SECONDS = 0.01
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
@@ -118,6 +119,8 @@ class Detour:
         A signal may come on the way, and its handler ends in an rt_sigreturn too: that one, further down, is not ours.
         """
         while True:
+            if self._left_seconds() < 0.0:  # signals come faster than they can be passed on
+                raise TimeoutError
             self._thread.resume_to_syscall()
             self._next_syscall_stop()
             registers = self._thread.registers()
@@ -126,8 +129,11 @@ class Detour:
             if registers["orig_rax"] == number and registers["rsp"] == stack and at_entry:
                 return
 
+    def _left_seconds(self) -> float:
+        return self._timeout - (time.perf_counter_ns() - self.began_ns) / 1e9
+
     def _next_syscall_stop(self) -> None:
-        with _interrupted_after(self._thread, self._timeout) as expired:
+        with _interrupted_after(self._thread, max(self._left_seconds(), _LEAST_SECONDS)) as expired:
             while True:
                 stop = self._thread.wait()
                 if stop.at_syscall:

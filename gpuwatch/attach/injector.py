@@ -25,6 +25,7 @@ from typing import NamedTuple, TypeVar
 from gpuwatch.attach.detour import Detour, ElsewhereError, FaultError
 from gpuwatch.attach.entry import MAX_AREA_BYTES, EntryPoints, InjectError, resolve
 from gpuwatch.attach.loader import REPORT_BYTES
+from gpuwatch.attach.process import started
 from gpuwatch.attach.ptrace import TargetExitedError, Tracee
 
 _NR_MMAP, _NR_MUNMAP = 9, 11
@@ -45,11 +46,14 @@ class Injection(NamedTuple):
     interpreter: str
 
 
-def inject(pid: int, make_text: Callable[[int], str], call_timeout_seconds: float = 1.0) -> Injection:
+def inject(
+    pid: int, make_text: Callable[[int], str], start_ticks: int | None = None, call_timeout_seconds: float = 1.0
+) -> Injection:
     """File a text as a pending call of the main thread of `pid`. It runs when that thread next reaches bytecode.
 
     `make_text(address)` gives the text; loader.REPORT_BYTES of zeros lie at that address in the target for it to report in.
     It runs in the target's `__main__`: it must keep its names to itself and let nothing escape (payload.py sees to both).
+    With `start_ticks` (from its stat) another process that has been given the same pid meanwhile is left alone.
     Raises InjectError or OSError (EPERM: the kernel refuses); the target is unharmed in every case.
     """
     began = time.perf_counter_ns()
@@ -58,9 +62,13 @@ def inject(pid: int, make_text: Callable[[int], str], call_timeout_seconds: floa
     if len(payload) > MAX_AREA_BYTES // 2:
         raise InjectError(f"a text of {len(payload)} bytes is too long")
     resolved = time.perf_counter_ns()
-    area_bytes, stopped_ns = _persistently(
-        pid, lambda thread, memory: _file_call(thread, memory, entry, payload, call_timeout_seconds)
-    )
+
+    def work(thread: Tracee, memory: int) -> tuple[int, int]:
+        if start_ticks is not None and started(pid) != start_ticks:  # asked once it is ours: from then on its number is kept
+            raise InjectError(f"process {pid} has ended, and another one has its number")
+        return _file_call(thread, memory, entry, payload, call_timeout_seconds)
+
+    area_bytes, stopped_ns = _persistently(pid, work)
     return Injection(stopped_ns / 1e3, (resolved - began) / 1e3, entry.free, area_bytes, entry.interpreter)
 
 

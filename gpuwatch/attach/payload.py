@@ -6,7 +6,7 @@ in 2 ms; compiling 25 modules holds the target's main thread up for 100 ms), els
 
 from __future__ import annotations
 
-import base64
+import binascii
 import functools
 import hashlib
 import marshal
@@ -96,12 +96,13 @@ def build(modules: Modules, verb: str, options: dict[str, Any], report: int, val
         "EXPIRES": time.time() + valid_seconds,
         "MODULES": modules,
     }
-    packed = base64.b85encode(zlib.compress(marshal.dumps((SOURCE, given), 2), 6)).decode()
+    # base64, which C code reads in 0.3 ms; base85 is shorter, but reading it held the target's main thread up for 13 ms.
+    packed = binascii.b2a_base64(zlib.compress(marshal.dumps((SOURCE, given), 2), 6), newline=False).decode()
     return (
         "try:\n"
         " (lambda m, b, z: (lambda t: exec(t[0], dict(t[1], __name__='gpuwatch_attach')))"
-        f"(m.loads(z.decompress(b.b85decode('{packed}')))))"
-        "(__import__('marshal'), __import__('base64'), __import__('zlib'))\n"
+        f"(m.loads(z.decompress(b.a2b_base64('{packed}')))))"
+        "(__import__('marshal'), __import__('binascii'), __import__('zlib'))\n"
         "except BaseException:\n pass\n"
     )
 

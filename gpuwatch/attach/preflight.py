@@ -26,6 +26,25 @@ def check(process: Process) -> list[Finding]:
     return _hopeless(process) or [*_unsuitable(process), *_permission(process), *_delayed(process)]
 
 
+def hidden_socket(process: Process, socket_path: str) -> Finding | None:
+    """The daemon's socket must be the same file in the target's mount namespace, where its hooks will look for it."""
+    try:
+        ours = os.stat(socket_path)
+    except OSError:
+        return None  # no daemon yet: nothing to compare with
+    try:
+        theirs = os.stat(f"/proc/{process.pid}/root{socket_path}")
+    except PermissionError:
+        return None
+    except OSError:
+        theirs = None
+    if theirs is not None and (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+        return None
+    sentence = f"process {process.pid} has another file system: the daemon's socket {socket_path} is not visible in it"
+    fix = f"mount {os.path.dirname(socket_path)} into its container at the same path, or run a daemon inside with --socket"
+    return Finding("hidden_socket", sentence, fix)
+
+
 def _hopeless(process: Process) -> list[Finding]:
     """What makes every other question pointless."""
     pid = process.pid

@@ -99,6 +99,12 @@ def read_process(pid: int) -> Process:
     )
 
 
+def started(pid: int) -> int:
+    """When `pid` started, in clock ticks since boot. Raises OSError when it is gone."""
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(stat[stat.rindex(")") + 2 :].split()[19])
+
+
 def python_processes() -> list[Process]:
     """Every process here that runs CPython and that the caller may look into, by pid."""
     found = []

@@ -62,7 +62,7 @@ def request(process: Process, make_script: Callable[[int], bytes]) -> int:
         if enabled != 1:
             raise DisabledError(
                 f"process {process.pid} was started with remote debugging switched off: its owner said no "
-                "(--method ptrace --force goes in nevertheless)"
+                "(--method ptrace goes in nevertheless)"
             )
         thread = _word(memory, interpreter + layout.threads_main)
         if not thread:

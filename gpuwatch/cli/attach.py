@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gpuwatch import paths
+from gpuwatch import config, paths
 from gpuwatch.attach import attacher
 from gpuwatch.attach.attacher import Outcome
 from gpuwatch.cli import recorded, targets
@@ -57,6 +57,7 @@ def command(pids: tuple[int, ...], everything: bool, tree: int | None, dry_run: 
             "socket": str(socket_path),
             "run": given["name"],
             "every": given["every"],
+            "detach_after_seconds": _hook_settings().detach_after_seconds,
             "told": None if given["quiet"] else f"hooks attached by uid {os.getuid()}; `gpuwatch detach PID` takes them out",
         }
         outcomes = act(wanted, "begin", options, given["method"], given["timeout"])
@@ -79,6 +80,7 @@ def _stay(daemon: PrivateDaemon | None, outcomes: list[Outcome], attached: list[
             raise
     if daemon is not None:
         metrics = f", metrics at {daemon.metrics_url}" if daemon.metrics_url else ""
+        metrics += "" if daemon.has_default_port else " (port 9877 is taken)"
         click.echo(f"gpuwatch: recording in {daemon.logdir}{metrics}; Ctrl-C detaches and ends", err=True)
     until_interrupted(given["duration"], lambda: targets.alive(attached))
     left = [pid for pid in attached if targets.alive([pid])]
@@ -93,6 +95,13 @@ def _look(pid: int, method: str) -> Outcome:
         assert refusal is not None
         return refusal
     return Outcome(pid=pid, title=process.title, answer="possible", method=attacher.choose(process, method))
+
+
+def _hook_settings() -> config.Hooks:
+    try:
+        return config.load().hooks
+    except config.ConfigError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _daemon(logdir: Path | None) -> tuple[PrivateDaemon | None, Path]:

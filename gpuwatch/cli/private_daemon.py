@@ -58,9 +58,19 @@ class PrivateDaemon:
             notices.bind(str(self._notify_path))
             try:
                 self._process = self._spawn()
-                self._hear(notices, self._process)
+                try:
+                    self._hear(notices, self._process)
+                except DaemonFailedError:
+                    if not self.has_default_port or port_is_free(DEFAULT_PORT):
+                        raise
+                    self._use_any_port()  # somebody took it between our look and the daemon's bind
+                    self._process = self._spawn()
+                    self._hear(notices, self._process)
             finally:
                 self._notify_path.unlink(missing_ok=True)
+
+    def _use_any_port(self) -> None:
+        self.has_default_port, self.listen = False, "127.0.0.1:0"
 
     def look_after(self) -> str:
         """Called when a child has ended: a daemon that died under the run is started again; what happened, or ''."""

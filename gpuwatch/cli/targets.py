@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from gpuwatch import paths
 from gpuwatch.attach import attacher, log, preflight
 from gpuwatch.attach.attacher import Outcome
 from gpuwatch.attach.process import Process, children, python_processes, read_process
@@ -71,15 +73,17 @@ def wait_for_torch(pids: list[int], timeout_seconds: float) -> None:
 
 def act(pids: list[int], verb: str, options: dict[str, Any], method: str, timeout_seconds: float) -> list[Outcome]:
     """The same for every pid, all at once: a process each, since a tracee belongs to one thread."""
-    work = partial(_one, verb=verb, options=options, method=method, timeout_seconds=timeout_seconds)
+    shared = paths.socket_to_call()
+    daemon = shared if paths.answers(shared) else None
+    work = partial(_one, verb=verb, options=options, method=method, timeout_seconds=timeout_seconds, daemon=daemon)
     if len(pids) == 1:
         return [work(pids[0])]
     with multiprocessing.get_context("fork").Pool(min(len(pids), _MAX_PARALLEL)) as pool:
         return pool.map(work, pids, chunksize=1)
 
 
-def _one(pid: int, verb: str, options: dict[str, Any], method: str, timeout_seconds: float) -> Outcome:
-    outcome = attacher.apply(pid, verb, options, method=method, timeout_seconds=timeout_seconds)
+def _one(pid: int, verb: str, options: dict[str, Any], method: str, timeout_seconds: float, daemon: Path | None) -> Outcome:
+    outcome = attacher.apply(pid, verb, options, method=method, timeout_seconds=timeout_seconds, daemon=daemon)
     try:
         log.write(verb, outcome)
     except OSError as error:

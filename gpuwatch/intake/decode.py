@@ -57,7 +57,16 @@ class Bye(msgspec.Struct, frozen=True):
     """The hooks have ended their session; everything is in the ring."""
 
 
-Message = HelloMessage | Numbered | MediaMessage | Bye
+class Command(msgspec.Struct, frozen=True):
+    """What another program asks of the job `pid`: a verb of VERBS, and for `set` the settings."""
+
+    verb: str
+    pid: int
+    settings: dict[str, int | float | bool]
+
+
+Message = HelloMessage | Numbered | MediaMessage | Bye | Command
+VERBS = ("detach", "set")
 
 
 class VersionError(DecodeError):
@@ -120,6 +129,12 @@ class _Media(msgspec.Struct):
 class _Meta(msgspec.Struct):
     n: Number
     facts: dict[Name, str | int | float | bool | None]
+
+
+class _Command(msgspec.Struct):
+    verb: str
+    pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    settings: Annotated[dict[Name, int | float | bool], msgspec.Meta(max_length=16)] = {}
 
 
 def decode_message(data: bytes) -> Message:
@@ -210,6 +225,15 @@ def _bye(_tree: dict[str, Any]) -> Bye:
     return Bye()
 
 
+def _command(tree: dict[str, Any]) -> Command:
+    said = msgspec.convert(tree, _Command)
+    if said.verb not in VERBS:
+        raise DecodeError("no such verb")
+    if "t" in said.settings:
+        raise DecodeError("a setting may not be called t")
+    return Command(said.verb, said.pid, said.settings)
+
+
 _DECODERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "hello": _hello,
     "names": _names,
@@ -217,4 +241,5 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "media": _media,
     "meta": _meta,
     "bye": _bye,
+    "command": _command,
 }

@@ -16,8 +16,9 @@ import msgspec
 from gpuwatch_hooks import wire
 
 from gpuwatch.config import Hooks, Limits
+from gpuwatch.intake import commands
 from gpuwatch.intake.admission import Admission
-from gpuwatch.intake.decode import HelloMessage, Message, VersionError, decode_message
+from gpuwatch.intake.decode import Command, HelloMessage, Message, VersionError, decode_message
 from gpuwatch.intake.descriptors import DescriptorError, close_all
 from gpuwatch.intake.listener import Listener
 from gpuwatch.intake.peers import Peer, PeerError, Received, namespace_pid, open_pidfd
@@ -168,6 +169,9 @@ class Intake:
         message: Message = decode_message(received.data)
         session = self.peers[peer]
         if session is None:
+            if isinstance(message, Command) and not received.fds:
+                self._say(peer, commands.obey(message, peer.identity, self.sessions.values()))
+                return len(received.data)
             if not isinstance(message, HelloMessage) or len(received.fds) != 1:
                 raise DecodeError("the first message is not a hello with a ring")
             self._greet(peer, message, received.fds)

@@ -3,24 +3,32 @@
 Both run in the main thread between two of its bytecodes and return a short status for the attacher to read.
 """
 
-from . import bootstrap, identity, notices, session
+import sys
+import threading
+import time
+
+from . import bootstrap, identity, notices, session, settings
 
 #: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
 forget = None
+_UNUSED_WITHIN_SECONDS = 2.0
 
 
 def begin(options):
-    """Put the hooks in. `options`: socket, run, every, histograms, overhead_budget, told (a line for stderr, or None).
+    """Put the hooks in. `options`: socket, run, the adjustable settings, told (a line for stderr, or None).
 
     Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings.
     """
     current = session.renewed()
-    adjustable = {name: options[name] for name in ("every", "histograms", "overhead_budget") if options.get(name) is not None}
+    adjustable = {name: options[name] for name in settings.ADJUSTABLE if options.get(name) is not None}
     if current.installed and not current.over:
         current.adjust(adjustable, explicit=True)
         return "already"
     current.settings = current.settings._replace(socket=options.get("socket") or current.settings.socket)
     current.run = options.get("run") or identity.run_name()
+    current.attached = True
+    if forget is not None:
+        current.at_end = _forget_when_unused
     bootstrap.start(adjustable)
     if current.over or current.recorder is None:
         if forget is not None:
@@ -40,7 +48,8 @@ def end():
     current = session.current()
     if not current.installed:
         return "absent"
-    if not current.over:
+    gone = current.over
+    if not gone:
         current.leave("detached")
     if current.control is not None:
         current.control.ask_to_stop()
@@ -48,4 +57,25 @@ def end():
             return "leaving"
     if forget is not None:
         forget()
-    return "detached"
+    return "absent" if gone and forget is None else "detached"
+
+
+def _forget_when_unused():
+    """On our own thread, its last act: take the modules out once no thread of the job is inside one of our functions."""
+    deadline = time.monotonic() + _UNUSED_WITHIN_SECONDS
+    while _is_in_use():
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.005)
+    forget()
+
+
+def _is_in_use():
+    package, me = __name__.partition(".")[0], threading.get_ident()
+    for thread, innermost in sys._current_frames().items():
+        frame = innermost
+        while frame is not None and thread != me:
+            if str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+                return True
+            frame = frame.f_back
+    return False

@@ -41,6 +41,7 @@ class Control:
         self._wake_lock = threading.Lock()  # a number that was closed may be somebody's file by now
         self._attempted = threading.Event()
         self._reached = False
+        self._absent_since = time.monotonic()
         self._acknowledged = self._last_queued = 0
         self._unsent = collections.deque()
         self.welcomes = 0
@@ -113,11 +114,21 @@ class Control:
             self._attempted.set()
             if self._stop_by is not None:
                 break
+            if self._is_forsaken():
+                self._session.leave("detached")
+                break
             delay = FIRST_DELAY_SECONDS if self.welcomes > welcomes else min(2 * delay, LONGEST_DELAY_SECONDS)
             if not self._pause(delay):
                 break
         self._close_wake()
         self._session.release()
+        if self._session.renewable and self._session.at_end is not None:
+            self._session.at_end()
+
+    def _is_forsaken(self):
+        """Whether we were put into this job by an attach and nobody has listened for so long that nobody will."""
+        patience = self._session.settings.detach_after_seconds
+        return self._session.attached and 0.0 < patience <= time.monotonic() - self._absent_since
 
     def _pause(self, seconds):
         """Wait before the next attempt, numbering what the job hands over meanwhile. False when it is time to go."""
@@ -246,6 +257,7 @@ class Control:
         connection, self._connection = self._connection, None
         self._unsent.clear()
         if connection is not None:
+            self._absent_since = time.monotonic()
             connection.close()
 
     def _wake(self):

@@ -40,6 +40,8 @@ class Session:
         self.installed = False
         self.armed = False
         self.over = False  # ended, detached, refused, silenced by a fork, or never able to begin
+        self.attached = False  # put into a running job, which may outlive our daemon by weeks
+        self.at_end = None  # called on the control thread when it has gone after a detach
         self.renewable = False  # detached: an explicit start may make a new session
         self._writer = {}
         self._drops = collections.deque()

@@ -19,12 +19,13 @@ Settings = collections.namedtuple(
         "socket",  # path of the daemon's socket, or None: look where daemons live
         "run",  # name of the run, or None: made from the program's name
         "token",  # one per `gpuwatch run`, joins the ranks of one job; or None
+        "detach_after_seconds",  # attached hooks leave when no daemon has been reached for so long; 0: never
         "fixed",  # names that the user set explicitly: a daemon's defaults do not replace them
     ),
 )
-DEFAULTS = Settings(1, True, 0.01, wire.DEFAULT_SLOTS, None, None, None, frozenset())
+DEFAULTS = Settings(1, True, 0.01, wire.DEFAULT_SLOTS, None, None, None, 600.0, frozenset())
 #: What a daemon may change in a running process.
-ADJUSTABLE = ("every", "histograms", "overhead_budget")
+ADJUSTABLE = ("every", "histograms", "overhead_budget", "detach_after_seconds")
 MAX_EVERY = 1_000_000
 MAX_RING_SLOTS = (wire.MAX_RING_BYTES - wire.RING_HEADER_BYTES) // wire.DEFAULT_SLOT_BYTES
 
@@ -41,6 +42,8 @@ def checked(name, value):
         return value
     if name == "overhead_budget" and (is_whole or isinstance(value, float)) and 0.0 < value <= 1.0:
         return float(value)
+    if name == "detach_after_seconds" and (is_whole or isinstance(value, float)) and 0.0 <= value < float("inf"):
+        return float(value)
     if name == "ring_slots" and is_whole and 8 <= value <= MAX_RING_SLOTS:
         return value
     raise ValueError("%s cannot be %r" % (name, value))
@@ -52,7 +55,7 @@ def _from_text(name, text):
         if text in _TRUE or text in _FALSE:
             return text in _TRUE
         raise ValueError("%s cannot be %r" % (name, text))
-    return checked(name, float(text) if name == "overhead_budget" else int(text))
+    return checked(name, int(text) if name in ("every", "ring_slots") else float(text))
 
 
 def from_environment(environ=None):

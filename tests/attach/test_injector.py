@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuwatch.attach import injector, ptrace, sigframe
+from gpuwatch.attach import detour, injector, ptrace, sigframe
 from gpuwatch.attach.elf import find_symbols
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.injector import inject
@@ -202,3 +202,78 @@ def test_a_process_that_is_gone_is_an_oserror():
     ended.wait()
     with pytest.raises(OSError):
         inject(ended.pid, lambda _: "pass")
+
+
+def test_another_process_with_the_same_number_is_left_alone(launch):
+    target = launch("busy.py")
+    with pytest.raises(InjectError, match="another one has its number"):
+        inject(target.pid, lambda _: "raise SystemExit", start_ticks=1)
+    time.sleep(0.05)
+    assert target.poll() is None
+
+
+def test_a_call_that_faults_says_where_and_changes_nothing(launch, tmp_path, monkeypatch):
+    target = launch("busy.py")
+    right = injector.resolve
+    monkeypatch.setattr(injector, "resolve", lambda pid: right(pid)._replace(add_pending_call=16))
+    with pytest.raises(InjectError, match=r"while filing the call \(signal 11, code 1, at 0x10, address 0x10"):
+        inject(target.pid, lambda _: "pass")
+    monkeypatch.setattr(injector, "resolve", right)
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    until(lambda: lines(tmp_path / "ran") == ["x"])
+
+
+def test_a_fault_before_anything_was_called_is_tried_again(launch, tmp_path, monkeypatch):
+    target = launch("busy.py")
+    right, tries = injector.resolve(target.pid), []
+
+    def sometimes_wrong(thread, memory, entry, timeout_seconds):
+        tries.append(entry)
+        wrong = entry._replace(syscall_ret=16) if len(tries) < 3 else right
+        return detour.Detour(thread, memory, wrong, timeout_seconds)
+
+    monkeypatch.setattr(injector, "Detour", sometimes_wrong)
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    assert len(tries) == 3
+    until(lambda: lines(tmp_path / "ran") == ["x"])
+
+
+def test_a_thread_that_is_not_on_its_own_stack_is_not_written_to(launch, monkeypatch):
+    target = launch("busy.py")
+    right, seen = injector.resolve, []
+    monkeypatch.setattr(injector, "resolve", lambda pid: right(pid)._replace(stack=range(4096, 8192)))
+    monkeypatch.setattr(injector.time, "sleep", seen.append)
+    with pytest.raises(InjectError, match="not on its own stack"):
+        inject(target.pid, lambda _: "pass")
+    assert len(seen) == 4  # it was asked for again, a moment later each time
+    assert target.poll() is None
+
+
+def test_a_signal_of_the_jobs_own_that_looks_like_a_fault_reaches_it(launch, tmp_path):
+    """SIGSEGV sent by somebody is not a fault of our call: the job's handler hears it, and the text runs."""
+    target = launch("storm.py", "faults")
+    for number in range(30):
+        inject(target.pid, note(tmp_path / "ran", number))
+        until(lambda number=number: len(lines(tmp_path / "ran")) == number + 1)
+    assert target.poll() is None
+
+
+def test_a_handler_that_returns_on_the_way_is_not_taken_for_the_end(launch, tmp_path):
+    """Each signal that comes while the call is being made ends in an rt_sigreturn of its own."""
+    target = launch("storm.py", "alarms")
+    for number in range(60):
+        inject(target.pid, note(tmp_path / "ran", number))
+    until(lambda: len(lines(tmp_path / "ran")) == 60)
+    assert target.poll() is None
+
+
+def test_signals_that_come_faster_than_they_can_be_passed_on_cost_a_second_and_no_more(launch):
+    target = launch("storm.py", "flood")
+    began = time.monotonic()
+    try:
+        inject(target.pid, lambda _: "pass")  # on a fast machine it gets through
+    except InjectError as error:
+        assert "did not come back in 1 s" in str(error)  # noqa: PT017  # either way out is right
+    assert time.monotonic() - began < 20
+    time.sleep(0.1)
+    assert target.poll() is None

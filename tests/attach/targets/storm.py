@@ -40,6 +40,20 @@ def signals():
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def faults():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def alarms():
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)  # five times as often as a sampling profiler's
+    allocate()
+
+
+def flood():
+    signal.setitimer(signal.ITIMER_REAL, 0.00001, 0.00001)
+    allocate()
+
+
 def fork():
     child = os.fork()
     if child == 0:
@@ -47,7 +61,8 @@ def fork():
     os.waitpid(child, 0)
 
 
-signal.signal(signal.SIGUSR1, lambda *_: None)
+for number in (signal.SIGUSR1, signal.SIGSEGV, signal.SIGALRM):
+    signal.signal(number, lambda *_: None)
 storm = globals()[sys.argv[1]]
 print("ready", flush=True)
 end = time.monotonic() + 60
