@@ -70,6 +70,8 @@ class Daemon:
         self.http = self._listen_http() if config.prometheus.enabled else None
 
         self.supervisor = Supervisor(self.state.gpus, config.sampling, self.state.lock) if config.sampling.gpus else None
+        if self.supervisor is None:
+            self.state.gpus.state = "off"
 
         self.listener = self._listen()
         self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks)

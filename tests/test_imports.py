@@ -24,8 +24,9 @@ LAYERS = {
     "exporters": {"state", "leaves"},
     "attach": {"leaves"},
     "demo": set(),
+    "top": {"state", "samplers", "leaves"},
     "leaves": set(),
-    "cli": {"state", "detectors", "intake", "samplers", "exporters", "attach", "demo", "leaves", "wiring"},
+    "cli": {"state", "detectors", "intake", "samplers", "exporters", "attach", "demo", "top", "leaves", "wiring"},
     "wiring": {"state", "detectors", "intake", "samplers", "exporters", "leaves", "wiring"},
 }
 #: Files of gpuwatch/ that any layer may know: settings and their kind.

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gpuwatch.exporters.http import Handler, Response
-from gpuwatch.state import recovery
+from gpuwatch.state import recovery, summary
 from gpuwatch.state.counters import PHASES
+from gpuwatch.state.node_report import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
 
     from gpuwatch.exporters.request import Request
     from gpuwatch.selfstats import SelfStats
+    from gpuwatch.state.node_report import NodeReport
     from gpuwatch.state.runs import Run
     from gpuwatch.state.store import State
     from gpuwatch.state.summary import RunSummary
@@ -49,7 +51,8 @@ def routes(
         "/": lambda _: Response(_page(state, stats, version), HTML),
         "/style.css": lambda _: Response(_STYLE, "text/css; charset=utf-8"),
         "/metrics": metrics,
-        "/api/runs": lambda _: Response(msgspec.json.encode(summaries(state)), JSON),
+        "/api/runs": lambda _: Response(msgspec.json.encode([summary.tree(run) for run in summaries(state)]), JSON),
+        "/api/gpus": lambda _: Response(msgspec.json.encode(node(state)), JSON),
         "/-/healthy": lambda _: Response(b"healthy\n"),
         "/-/ready": ready,
     }
@@ -62,6 +65,13 @@ def summaries(state: State) -> list[RunSummary]:
         return [recovery.summarize(run, state.findings.of_run(run.directory), now) for run in state.runs.values()]
 
 
+def node(state: State) -> NodeReport:
+    """The GPUs with their processes, and the host; each process with the run and rank that its hooks report."""
+    with state.lock:
+        ranks = {run.identity.pid: (run.name, str(run.rank)) for run in state.runs.values() if run.status == "live"}
+        return report(state.gpus, state.host, ranks)
+
+
 def _page(state: State, stats: SelfStats, version: str) -> bytes:
     with state.lock:
         runs = [_run_row(run) for run in state.runs.values()]
@@ -69,7 +79,7 @@ def _page(state: State, stats: SelfStats, version: str) -> bytes:
         gpus = [(gpu.label, gpu.info.get("name", ""), "up" if gpu.up else f"down: {gpu.reason}") for gpu in state.gpus]
     components = [(name, "up" if c.up else f"down: {c.last_error}") for name, c in sorted(stats.components().items())]
     board = f"<code>tensorboard --logdir {_text(state.logdir)} --samples_per_plugin scalars=1000000</code>"
-    links = '<a href="metrics">metrics</a> for Prometheus, <a href="api/runs">runs</a> as JSON'
+    links = '<a href="metrics">metrics</a> for Prometheus, <a href="api/runs">runs</a> and <a href="api/gpus">GPUs</a> as JSON'
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>gpuwatch</title>",
         '<meta name=viewport content="width=device-width"><meta http-equiv=refresh content=5>',

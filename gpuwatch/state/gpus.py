@@ -99,7 +99,7 @@ class Gpus:
 
     def __init__(self) -> None:
         self.by_uuid: dict[str, Gpu] = {}
-        self.state = "starting"  # starting | sampling | absent (no driver here) | failing | paused
+        self.state = "starting"  # starting | sampling | absent (no driver here) | failing | paused | off (not asked for)
         self.message = ""  # for absent and failing: one sentence for people
         self.driver_version = ""
         self.sample_duration_seconds: float | None = None  # of the last second's sampling, all GPUs

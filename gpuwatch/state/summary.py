@@ -7,6 +7,7 @@ journal it goes, and the journal has the rest.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -66,19 +67,31 @@ class RunSummary(msgspec.Struct):
 
 def encode(summary: RunSummary) -> bytes:
     """The file's bytes: one JSON object, indented, because people look into it."""
-    tree = msgspec.to_builtins(summary, str_keys=True)
-    for finding in tree["findings"]:  # a loss that became NaN is what a finding is about
+    return msgspec.json.format(msgspec.json.encode(tree(summary)), indent=1) + b"\n"
+
+
+def tree(summary: RunSummary) -> dict[str, Any]:
+    """The summary as JSON can hold it."""
+    plain: dict[str, Any] = msgspec.to_builtins(summary, str_keys=True)
+    for finding in plain["findings"]:  # a loss that became NaN is what a finding is about
         finding.update({name: jsonable(finding[name]) for name in _MEASURED})
-    return msgspec.json.format(msgspec.json.encode(tree), indent=1) + b"\n"
+    return plain
 
 
 def decode(data: bytes) -> RunSummary | None:
     """A run.json, or None when it is none of ours (empty, damaged, another version's)."""
     try:
-        tree = msgspec.json.decode(data)
-        for finding in tree["findings"]:
+        return from_tree(msgspec.json.decode(data))
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def from_tree(plain: Any) -> RunSummary | None:
+    """The inverse of `tree`, which takes `plain` over; None for anything else."""
+    try:
+        for finding in plain["findings"]:
             finding.update({name: number(finding[name]) for name in _MEASURED})
-        summary = msgspec.convert(tree, RunSummary, str_keys=True)
+        summary = msgspec.convert(plain, RunSummary, str_keys=True)
     except (msgspec.MsgspecError, RecursionError, TypeError, KeyError, AttributeError):
         return None
     return summary if summary.version == VERSION else None

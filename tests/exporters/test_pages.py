@@ -2,12 +2,14 @@ import json
 import math
 import time
 
+import msgspec
 import pytest
 
 from gpuwatch.exporters.http import Response
 from gpuwatch.exporters.pages import routes
 from gpuwatch.exporters.request import Request
 from gpuwatch.state import summary
+from gpuwatch.state.node_report import NodeReport
 from tests.exporters.job import Job
 from tests.exporters.node import fill
 from tests.exporters.test_prometheus import finding
@@ -64,11 +66,35 @@ def test_names_of_the_job_are_text_on_the_page(state, pages):
 def test_runs_as_json_are_what_run_json_holds(state, pages):
     job = Job(state, "digits")
     job.step(1, loss=math.nan)
+    broken = finding()
+    broken.value = math.nan
+    state.find(job.run, broken)
     answer = get(pages, "/api/runs")
     assert answer.content_type == "application/json"
     (run,) = json.loads(answer.body)
     assert (run["run"], run["step"], run["values"]["loss"]) == ("digits", 1, "nan")
-    assert summary.decode(json.dumps(run).encode()).directory == "digits"
+    read_again = summary.decode(json.dumps(run).encode())
+    assert read_again.directory == "digits"
+    assert math.isnan(read_again.findings[0].value)
+
+
+def test_gpus_as_json_with_their_processes_and_the_host(state, pages):
+    job = Job(state, "digits")
+    job.step(1)
+    fill(state, gpus=2, processes=3, ranks=(job.run.identity.pid,), now_ns=time.monotonic_ns())
+    list(state.gpus)[1].mark_down("lost")
+    answer = get(pages, "/api/gpus")
+    assert answer.content_type == "application/json"
+    node = msgspec.json.decode(answer.body, type=NodeReport)
+    first, second = node.gpus
+    known = next(iter(state.gpus)).values
+    assert first.values["temperature_celsius"]["core"] == known["temperature_celsius", (("sensor", "core"),)]
+    assert set(first.values["ecc_errors_total"]) == {"corrected", "uncorrected"}
+    assert first.values["memory_used_peak_bytes"] == dict.fromkeys(("10s", "60s", "300s"), 60 << 30)
+    assert [(p.pid, p.run, p.rank) for p in first.processes if p.run] == [(job.run.identity.pid, "digits", "0")]
+    assert (len(first.processes), first.processes[0].memory_bytes, first.processes[0].user) == (3, 1 << 30, "alice")
+    assert (second.up, second.reason, second.processes) == (False, "lost", [])
+    assert node.host.processes[job.run.identity.pid].resident_bytes == 4 << 30
 
 
 def test_health(pages):
