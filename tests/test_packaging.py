@@ -83,6 +83,28 @@ def test_an_installed_wheel_works_and_reaches_a_child(built, tmp_path):
     assert ran.stdout == f"{place}/gpuwatch_hooks/inject:{place}\n_WaitForTorch\n"
 
 
+def test_the_wheel_exports_what_the_checkout_exports(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    exported = {}
+    for place in (tmp_path / "site", ROOT):
+        target = tmp_path / f"from-{place.name}"
+        environ = {**os.environ, "PYTHONPATH": str(place)}
+        for what in ("dashboards", "rules"):
+            command = [sys.executable, "-m", "gpuwatch", what, "export", str(target)]
+            subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, timeout=60, check=True)
+        files = {path.relative_to(target): path.read_text() for path in target.rglob("*") if path.is_file()}
+        exported[place] = {name: text.replace(str(target), "") for name, text in files.items()}
+    assert exported[tmp_path / "site"] == exported[ROOT]
+    assert len(exported[ROOT]) > 20
+    units = {path.relative_to(ROOT) for path in (ROOT / "systemd").rglob("*") if path.is_file()}
+    assert units == {
+        path.relative_to(tmp_path / "site/gpuwatch/shipped")
+        for path in (tmp_path / "site/gpuwatch/shipped/systemd").rglob("*")
+        if path.is_file()
+    }
+
+
 def test_there_is_one_version():
     assert PROJECT["version"] == gpuwatch.__version__ == gpuwatch_hooks.__version__
 
