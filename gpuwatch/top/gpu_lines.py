@@ -46,7 +46,7 @@ def throttling(values: dict[str, Any]) -> list[str]:
 
 
 def _headline(gpu: GpuReport, width: int) -> Line:
-    name = gpu.info.get("name", gpu.uuid).removeprefix("NVIDIA ")
+    name = gpu.info.get("name", "GPU").removeprefix("NVIDIA ")
     label = [Segment(f"{gpu.gpu} ", "bold"), Segment(name, "bold")]
     if not gpu.up:
         age = "" if gpu.age_seconds is None else f", last seen {gpu.age_seconds:.0f} s ago"
