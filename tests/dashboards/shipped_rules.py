@@ -30,7 +30,7 @@ def promtool(*arguments, folder=FOLDER):
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool (apt-get install prometheus)")
     command = ["promtool", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
 
 
 def without_strings(expression):

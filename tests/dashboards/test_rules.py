@@ -74,7 +74,9 @@ def test_a_broken_rule_fails_its_tests(tmp_path, alert, broken):
                 rule["expr"] = broken
         (tmp_path / path.name).write_text(yaml.safe_dump(tree))
     (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / file).write_text((TESTS[0].parent / file).read_text())
+    suite = yaml.safe_load((TESTS[0].parent / file).read_text())
+    suite["tests"] = [case for case in suite["tests"] if alert in str(case["promql_expr_test"])]
+    (tmp_path / "tests" / file).write_text(yaml.safe_dump(suite))
     result = promtool("test", "rules", f"tests/{file}", folder=tmp_path)
     assert result.returncode == 1, result.stdout
     assert "FAILED" in result.stdout + result.stderr
