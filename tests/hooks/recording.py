@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import weakref
 
 import torch
 from gpuwatch_hooks import settings, wire
@@ -18,15 +19,22 @@ from gpuwatch.state.layers import buckets, statistics
 torch.set_num_threads(1)  # these models are tiny, and OpenMP's waiting threads would starve the tests beside them
 
 
+def _close(ring):
+    with contextlib.suppress(BufferError):  # a fault that a test provoked may hold a view in its traceback
+        ring.close()
+
+
 class RecordingSession:
     """Has what the recorder asks of a session. `budget` 1.0: nothing is thinned, so each step has everything."""
 
-    def __init__(self, *, every=1, histograms=True, budget=1.0):
+    def __init__(self, *, every=1, histograms=True, budget=1.0, slots=1024):
         self.settings = settings.DEFAULTS._replace(every=every, histograms=histograms, overhead_budget=budget)
         self.ledger = Ledger()
         self.faults = []
         self.guard = Guard(lambda probe, error: self.faults.append((probe, error)), lambda *_: None)
-        self.ring = RingWriter(4096, 16384)
+        self.ring = RingWriter(slots, 16384)
+        # Hundreds of tests in one process: rings that nobody closes filled the machine's memory.
+        weakref.finalize(self, _close, self.ring)
         self.tables = {}  # table -> (version, names, numels)
         self.told = []
         self.dropped = []
