@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from . import in_backward, untraced
+from . import in_backward, stepping
 from .governor import Governor
 from .part import Part
 from .probes import ORDER
@@ -99,14 +99,14 @@ class Recorder:
             return None
         part = self.open_part(optimizer)
         entry = part.entry
-        if entry.in_step and _step_depth() < 2:  # its last step ended in an exception
+        if entry.in_step and stepping.depth() < 2:  # its last step ended in an exception
             entry.in_step = 0
             self.clock.reset(began)
         entry.in_step += 1
         if entry.in_step > 1:
             return None
         self.clock.enter("other", began)
-        replaced = self._counted_closure(part, args, kwargs)
+        replaced = stepping.count_closure(part, self.clock, self.session.guard, args, kwargs)
         for probe in self.probes:
             if hasattr(probe, "before"):
                 self.session.guard.run(probe.name, probe.before, part)
@@ -213,34 +213,6 @@ class Recorder:
             self.session.drop("not_ready")
 
     # ------------------------------------------------------------------------------------------------------ details
-    def _counted_closure(self, part, args, kwargs):
-        """`step(closure)` computes its gradients inside: count the calls. Returns new (args, kwargs), or None for none."""
-        closure = kwargs.get("closure") if "closure" in kwargs else args[1] if len(args) > 1 else None
-        if not callable(closure):
-            return None
-        part.closure_calls = 0
-        guard = self.session.guard
-        begin, end = guard.wrap("recorder", self._closure_begins), guard.wrap("recorder", self._closure_ends)
-
-        def counted(*closure_args, **closure_kwargs):
-            begin(part)
-            try:
-                return closure(*closure_args, **closure_kwargs)
-            finally:
-                end()
-
-        untraced.stand_in(counted, closure)
-        if "closure" in kwargs:
-            return args, dict(kwargs, closure=counted)
-        return (args[0], counted, *args[2:]), kwargs
-
-    def _closure_begins(self, part):
-        part.closure_calls += 1
-        self.clock.enter("forward", _now())
-
-    def _closure_ends(self):
-        self.clock.leave(_now())
-
     def _follow(self, now):
         """Another thread steps than the one that is recorded: move over to it once the other has been silent for long."""
         if self.previous_end is not None and now - self.previous_end < SILENCE_NS:
@@ -271,15 +243,3 @@ class Recorder:
             text = "a CUDA graph is captured: its replays call no hook, so only steps outside it are recorded"
             self.session.event("graph_capture", self.iteration, 0.0, text)
         return True
-
-
-def _step_depth():
-    """How many optimizer steps are running on this thread's stack."""
-    depth, frame = 0, sys._getframe(1)
-    for _ in range(200):
-        if frame is None:
-            break
-        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == "torch.optim.optimizer":
-            depth += 1
-        frame = frame.f_back
-    return depth

@@ -17,27 +17,48 @@ def _finite_pieces(tensor, scale):
     import torch
 
     for piece in tensor.reshape(-1).split(_PIECE_ELEMENTS):
-        clean = torch.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0)
-        bad = int(torch.count_nonzero(piece != clean))  # NaN differs from everything
-        clean = clean.double()
-        yield (clean if scale is None else clean * scale), bad
+        clean = torch.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0).double()
+        yield (clean if scale is None else clean * scale), _nonfinite(piece)
 
 
 def exact_norm(tensor):
-    """(L2 norm over the finite entries, number of non-finite entries) of a real CPU tensor of any floating type."""
+    """(L2 norm over the finite entries, number of non-finite entries) of a real CPU tensor of any floating type.
+
+    A run that has gone to NaN comes here with every tensor at every step: what can stays in float32 (13 ms for 10.5 M NaN).
+    """
     import torch
 
-    total, unit, bad = 0.0, 0.0, 0
-    for piece, count in _finite_pieces(tensor, None):
-        bad += count
-        peak = torch.linalg.vector_norm(piece, math.inf).item() if piece.numel() else 0.0
-        if peak == 0.0:
-            continue
-        if peak > unit:  # keep the sum of squares in units of the largest entry so far
-            total *= (unit / peak) ** 2
-            unit = peak
-        total += (torch.linalg.vector_norm(_divided(piece, unit)).item()) ** 2
-    return unit * math.sqrt(total), bad
+    norms, bad = [], 0
+    for piece in tensor.reshape(-1).split(_PIECE_ELEMENTS):
+        norm, clean = _norm(piece), piece
+        if not math.isfinite(norm):
+            count = _nonfinite(piece)
+            if count:
+                bad += count
+                clean = torch.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0)
+                norm = _norm(clean)
+        if not SAFE_SMALLEST < norm < SAFE_LARGEST and clean.numel():
+            unit = clean.abs().amax().item()
+            norm = unit * _norm(_divided(clean.double(), unit)) if unit else 0.0
+        norms.append(norm)
+    return math.hypot(*norms), bad
+
+
+def _norm(piece):
+    """The norm as the type's own squares have it; Inf where those of a float64 would not fit."""
+    import torch
+
+    if piece.dtype is torch.float64:
+        norm = torch.linalg.vector_norm(piece).item()
+        return norm if 1e-140 < norm < 1e150 else math.inf
+    return torch.linalg.vector_norm(piece, dtype=torch.float32).item()
+
+
+def _nonfinite(piece):
+    """How many entries are NaN or Inf: x - x is zero for all others (22 us a piece; comparing takes 50, isfinite 80)."""
+    import torch
+
+    return int(torch.count_nonzero(piece - piece))
 
 
 def exact_row(tensor, scale=None, threshold=None):
