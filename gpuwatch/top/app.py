@@ -90,7 +90,7 @@ class TopApp(App[int]):
         self._reader.join(1.0)  # one that waits for a daemon that hangs dies with us
 
     def on_resize(self, _: events.Resize) -> None:
-        self._draw()
+        self.call_after_refresh(self._draw)  # now the app still has its old size
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  # Textual's signature
         return not (action == "signal" and self._readonly)

@@ -47,7 +47,7 @@ def on_screen(trained, act, size=(80, 24), **options):
 
     async def run():
         app = TopApp(Still(trained.reading()), **options)
-        async with app.run_test(size=size) as pilot:
+        async with app.run_test(size=size, notifications=True) as pilot:
             await until(pilot, lambda: "digits" in screen_text(app) and "quit" in screen_text(app))
             await act(app, pilot)
         return app
@@ -100,7 +100,7 @@ def test_sort_reverse_and_filter(trained):
         await pilot.press("slash", *"gpu:1")
         await pilot.press("enter")
         assert [row.gpu for row in table._rows] == ["1"]
-        await pilot.press("slash", *" digits")
+        await pilot.press("slash", *"gpu:1 digits")
         assert table._rows == []
         await pilot.press("escape")
         assert len(table._rows) == 3
