@@ -24,11 +24,11 @@ class Governor:
         self.rung = 0
         self.overhead_ratio = 0.0
         self.thinned_more = False  # by the last change of plan
-        self._step_ns = None
-        self._hook_ns = None
-        self._base_ns = None
+        self._step_ns = self._hook_ns = 0  # smoothed, as they were
+        self._usual_ns = self._base_ns = 0  # smoothed, without outliers and without what was sampled
         self._costs = dict.fromkeys(FAMILIES)
-        self._sampled_ns = 0
+        self._samples = dict.fromkeys(FAMILIES, 0)
+        self._sampled = {}  # family -> nanoseconds in the present step
         self._looks = 0
 
     @property
@@ -44,24 +44,37 @@ class Governor:
         """Steps from one table of per-layer norms, which the always-on pass has anyway, to the next: only writing it costs."""
         return every * max(1, RUNGS[self.rung][-1] // 16)
 
+    def due(self, family, turn, every):
+        """Whether `family` is measured at an optimizer's `turn`-th step. Thinned families take different steps."""
+        place = FAMILIES.index(family)
+        factor = RUNGS[self.rung][place]
+        return (turn + every * (factor // len(FAMILIES)) * place) % (every * factor) == 0
+
     def spent(self, family, nanoseconds):
-        """A measurement of `family` took this long."""
-        self._sampled_ns += nanoseconds
-        known = self._costs[family]
-        # One sample that was interrupted by another process must not thin for a thousand steps.
-        self._costs[family] = nanoseconds if known is None else 0.7 * known + 0.3 * min(nanoseconds, 3 * known)
+        """A part of a step's measurement of `family` took this long."""
+        self._sampled[family] = self._sampled.get(family, 0) + nanoseconds
+
+    def _learn(self, family, nanoseconds):
+        known, self._samples[family] = self._costs[family], self._samples[family] + 1
+        if self._samples[family] <= 2:  # the first one also allocates and imports: the second takes its place
+            self._costs[family] = nanoseconds
+        else:  # one sample that was interrupted by another process must not thin for a thousand steps
+            self._costs[family] = 0.7 * known + 0.3 * min(nanoseconds, 3 * known)
 
     def step(self, step_ns, hook_ns, budget, every):
         """A step is over: it took `step_ns`, the hooks `hook_ns` of it. A sentence when the plan changed, else None."""
-        base_ns = max(0, hook_ns - self._sampled_ns)
-        self._sampled_ns = 0
-        if self._step_ns is None:
-            self._step_ns, self._hook_ns, self._base_ns = step_ns, hook_ns, base_ns
-        else:
-            weight = max(_SMOOTHING, 1 / (self._looks + 1))
-            self._step_ns += weight * (step_ns - self._step_ns)
-            self._hook_ns += weight * (hook_ns - self._hook_ns)
-            self._base_ns += weight * (min(base_ns, 4 * self._base_ns + 1000) - self._base_ns)
+        base_ns = max(0, hook_ns - sum(self._sampled.values()))
+        for family, nanoseconds in self._sampled.items():
+            self._learn(family, nanoseconds)
+        self._sampled = {}
+        weight = max(_SMOOTHING, 1 / (self._looks + 1))
+        if not self._looks:
+            self._step_ns, self._hook_ns, self._usual_ns, self._base_ns = step_ns, hook_ns, step_ns, base_ns
+        self._step_ns += weight * (step_ns - self._step_ns)
+        self._hook_ns += weight * (hook_ns - self._hook_ns)
+        # For the plan, a step with a validation run in it counts as a long step, not as an hour.
+        self._usual_ns += weight * (min(step_ns, 4 * self._usual_ns) - self._usual_ns)
+        self._base_ns += weight * (min(base_ns, 4 * self._base_ns + 1000) - self._base_ns)
         self._looks += 1
         self.overhead_ratio = self._hook_ns / self._step_ns if self._step_ns else 0.0
         if self._looks % _LOOK_EVERY and self._looks != 6:
@@ -69,7 +82,7 @@ class Governor:
         return self._look(budget, every)
 
     def _look(self, budget, every):
-        allowed = budget * self._step_ns
+        allowed = budget * self._usual_ns
         rung = next((r for r in range(len(RUNGS)) if self._expected_ns(r, every) <= allowed), len(RUNGS) - 1)
         if rung < self.rung:
             if self._expected_ns(self.rung - 1, every) > _RESTORE_AT * allowed:

@@ -156,8 +156,7 @@ class Recorder:
 
     def due(self, family, entry):
         """Whether the governor wants `family` measured at this step of the entry."""
-        interval = self.governor.interval(family, self.session.settings.every)
-        return interval == 1 or entry.steps % interval == 0
+        return self.governor.due(family, entry.steps, self.session.settings.every)
 
     def close_part(self, part, began):
         """The optimizer has stepped (or was skipped) at perf_counter_ns `began`: number the step, close and publish it."""

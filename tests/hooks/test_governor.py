@@ -21,7 +21,7 @@ def drive(plan, steps, *, step_ms=100.0, base_ms=0.1, costs=None, every=1, budge
     for turn in range(steps):
         hook = base_ms * MS
         for family in FAMILIES:
-            if turn % plan.interval(family, every) == 0:
+            if plan.due(family, turn, every):
                 cost = costs.get(family, 0.0) * MS
                 plan.spent(family, cost)
                 hook += cost
@@ -100,7 +100,52 @@ def test_one_interrupted_sample_does_not_thin_for_a_thousand_steps():
     plan = Governor()
     drive(plan, 40, costs={"layers": 0.5})
     plan.spent("layers", 500 * MS)
+    plan.step(600 * MS, 500 * MS, 0.01, 1)
     assert drive(plan, 40, costs={"layers": 0.5}) == [] or plan.thinning_level < 3
+
+
+def test_the_first_measurement_is_not_typical():
+    """It allocates and imports; judged by it, a cheap statistic would be rare for thousands of steps."""
+    plan = Governor()
+    for family in FAMILIES:
+        plan.spent(family, 900 * MS)
+    plan.step(3000 * MS, 2700 * MS, 0.01, 1)
+    drive(plan, 200, costs={"update_ratio": 0.2, "histograms": 0.2, "layers": 0.2})
+    assert plan.thinning_level == 0
+
+
+def test_a_validation_run_does_not_lift_the_budget():
+    plan = Governor()
+    costs = {"update_ratio": 40.0, "histograms": 10.0, "layers": 10.0}
+    drive(plan, 300, costs=costs)
+    rung = plan.rung
+    for _ in range(5):
+        plan.step(600_000 * MS, 0.1 * MS, 0.01, 1)
+        assert drive(plan, 60, costs=costs) == []
+    assert plan.rung == rung
+
+
+def test_what_a_step_spends_in_pieces_is_one_cost():
+    """The copy before a step, the difference after it and the norms between are one update ratio."""
+    plan = Governor()
+    for _ in range(40):
+        for _ in range(4):
+            plan.spent("update_ratio", 0.9 * MS)
+        plan.step(100 * MS, 3.7 * MS, 0.01, 1)
+    assert plan.interval("update_ratio", 1) == 4  # 3.6 ms every step are too much, every fourth step 0.9
+
+
+def test_thinned_families_take_turns():
+    """Each as often as its interval says, and no two at the same step."""
+    plan = Governor()
+    for rung in range(len(RUNGS)):
+        plan.rung = rung
+        for every in (1, 10):
+            turns = {family: [t for t in range(6 * 1024 * every) if plan.due(family, t, every)] for family in FAMILIES}
+            for family in FAMILIES:
+                assert len(turns[family]) == 6 * 1024 * every // plan.interval(family, every)
+            if plan.thinning_level == 3:
+                assert len({t for some in turns.values() for t in some}) == sum(map(len, turns.values()))
 
 
 def test_every_is_what_the_user_asked_for():

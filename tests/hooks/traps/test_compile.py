@@ -76,7 +76,7 @@ def test_a_compiled_loop_has_no_more_graphs_with_the_hooks(model, batches):
     with recording() as session:
         hooked, hooked_breaks = graphs_of_a_compiled_loop(model, batches)
     assert hooked == plain
-    assert hooked_breaks <= plain_breaks + 2  # torch calls its own step hooks in a break of the graph where there are any
+    assert hooked_breaks <= plain_breaks  # torch breaks the graph at its own step anyway
     assert [part.step for part in session.parts()] == [1, 2, 3, 4]
 
 
