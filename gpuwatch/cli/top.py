@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -72,6 +73,8 @@ def _live(logdir: Path | None, *, readonly: bool) -> None:
         raise click.ClickException(_NO_TEXTUAL) from None
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError("the live view needs a terminal; --once and --json print what there is now")
+    for name in ("COLUMNS", "LINES"):  # exported once, by a shell or by readline, they would outlast every resize
+        os.environ.pop(name, None)
     sys.exit(TopApp(_feed(logdir), readonly=readonly).run() or 0)
 
 

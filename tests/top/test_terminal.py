@@ -29,6 +29,10 @@ class Terminal:
     def text(self, *options):
         return self.call("capture-pane", "-p", *options)
 
+    def rows(self, count):
+        """The rows that are painted, filled up with empty ones."""
+        return [*self.text().splitlines(), *[""] * count][:count]
+
     def shows(self, *parts, seconds=60):
         wait_until(lambda: all(part in self.text() for part in parts), seconds)
 
@@ -59,7 +63,7 @@ def test_top_in_a_terminal(tmp_path, terminal):
         view.shows(f"daemon {daemon.process.pid}", "no GPU: this daemon does not sample GPUs", run[:8], "COMMAND", "quit")
         assert "\x1b[3" in view.text("-e"), "there are colours"
         view.call("resize-window", "-x", "120", "-y", "40")
-        wait_until(lambda: "quit" in view.text().rstrip().splitlines()[-1] and len(view.text().rstrip().splitlines()) >= 39)
+        wait_until(lambda: "quit" in view.rows(40)[39])
         daemon.end()
         view.shows("does not answer")
     with RunningDaemon(tmp_path) as again:
