@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gpuwatch.attach import connected, injector, payload, preflight, remote_debug
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.loader import REPORT_BYTES, REPORTED
-from gpuwatch.attach.process import Process, read_process, waiting_in
+from gpuwatch.attach.process import Process, read_process, seen_from, waiting_in
 
 METHODS = ("auto", "socket", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
@@ -87,6 +87,7 @@ def apply(
     process, refusal = look(pid)
     if process is not None and refusal is None and verb == "begin":
         refusal = _unreachable(process, options)
+        options = options | {"socket": seen_from(pid, options.get("socket") or "")}
     if process is None or refusal is not None:
         assert refusal is not None
         return refusal
@@ -158,8 +159,8 @@ def _unreachable(process: Process, options: dict[str, Any]) -> Outcome | None:
 
 
 def _by_remote_debugging(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
-    report = remote_debug.request(process, lambda address: text(address).encode())
-    return _await_report(process, report, timeout_seconds) or _queued(process), 0.0
+    report, stopped = remote_debug.request(process, lambda address: text(address).encode())
+    return _await_report(process, report, timeout_seconds) or _queued(process), stopped
 
 
 def _by_injector(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from gpuwatch.attach.process import Process, children, read_process, waiting_in
+from gpuwatch.attach.process import Process, children, read_process, seen_from, waiting_in
 
 OLDEST_PYTHON, REMOTE_DEBUG_PYTHON = (3, 9), (3, 14)
 _CAP_SYS_PTRACE = 19
@@ -33,7 +33,7 @@ def hidden_socket(process: Process, socket_path: str) -> Finding | None:
     except OSError:
         return None  # no daemon yet: nothing to compare with
     try:
-        theirs = os.stat(f"/proc/{process.pid}/root{socket_path}")
+        theirs = os.stat(f"/proc/{process.pid}/root{seen_from(process.pid, socket_path)}")
     except PermissionError:
         return None
     except OSError:

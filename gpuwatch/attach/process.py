@@ -105,6 +105,15 @@ def started(pid: int) -> int:
     return int(stat[stat.rindex(")") + 2 :].split()[19])
 
 
+def seen_from(pid: int, path: str) -> str:
+    """`path` as a process names it that has another root directory (chroot) than we; unchanged where it lies outside."""
+    try:
+        root = os.readlink(f"/proc/{pid}/root")
+    except OSError:
+        return path
+    return "/" + os.path.relpath(path, root) if root != "/" and Path(path).is_relative_to(root) else path
+
+
 def python_processes() -> list[Process]:
     """Every process here that runs CPython and that the caller may look into, by pid."""
     found = []

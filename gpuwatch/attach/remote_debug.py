@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -47,10 +48,11 @@ class DisabledError(InjectError):
     """The target's owner has switched remote debugging off."""
 
 
-def request(process: Process, make_script: Callable[[int], bytes]) -> int:
+def request(process: Process, make_script: Callable[[int], bytes]) -> tuple[int, float]:
     """Have the main thread of `process` run `make_script(address)` (Python source) between two of its bytecodes.
 
-    The address, also returned, is where the script may report: the buffer that its own path came in, read by then.
+    The address, also returned, is where the script may report: the buffer that its own path came in, read by then. The
+    second result is for how many microseconds the thread stood still.
     Raises DisabledError (honour it), InjectError, or OSError as the kernel answers.
     """
     memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR)
@@ -69,12 +71,13 @@ def request(process: Process, make_script: Callable[[int], bytes]) -> int:
             raise InjectError("the interpreter has no main thread")
         support = thread + layout.support
         path = _place_script(process, make_script(support + layout.path))
-        with _stopped(process.pid):  # only so that the bit which we set is not lost to one that the thread sets
+        with _stopped(process.pid) as began_ns:  # only so that the bit which we set is not lost to one that the thread sets
             os.pwrite(memory, path.encode() + b"\0", support + layout.path)
             os.pwrite(memory, struct.pack("<i", 1), support + layout.pending)
             breaker = _word(memory, thread + layout.eval_breaker)
             os.pwrite(memory, struct.pack("<Q", breaker | _PLEASE_STOP_BIT), thread + layout.eval_breaker)
-        return support + layout.path
+            stopped_ns = time.perf_counter_ns() - began_ns
+        return support + layout.path, stopped_ns / 1e3
     finally:
         os.close(memory)
 
@@ -135,12 +138,12 @@ def _place_script(process: Process, script: bytes) -> str:
 
 
 @contextmanager
-def _stopped(pid: int) -> Iterator[None]:
+def _stopped(pid: int) -> Iterator[int]:
     thread = Tracee(pid)
     try:
         thread.interrupt()
         while not (stop := thread.wait()).interrupted:
             thread.resume(stop.signal)
-        yield
+        yield time.perf_counter_ns()
     finally:
         thread.detach()

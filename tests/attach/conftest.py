@@ -1,5 +1,6 @@
 """Targets to attach to: real interpreters that run real loops, killed at the end whatever happened."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.running_daemon import RunningDaemon
+
 TARGETS = Path(__file__).parent / "targets"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory):
+    """A real daemon for all tests of a file."""
+    with RunningDaemon(tmp_path_factory.mktemp("daemon")) as running:
+        yield running
+
+
+def ask(target, word):
+    """The answer of targets/trains.py to a command."""
+    target.stdin.write(word + "\n")
+    target.stdin.flush()
+    return json.loads(target.stdout.readline())
+
+
+def run_of(target, daemon):
+    """The newest run.json of this process."""
+    found = [run for run in daemon.runs().values() if run.identity.pid == target.pid]
+    return max(found, key=lambda run: run.started_wall_seconds, default=None)
 
 
 @pytest.fixture
@@ -38,7 +61,7 @@ def launch():
         process.communicate(timeout=10)
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=40.0):
     """Wait for a condition to hold; the last word is an assertion with what it returned."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -1,28 +1,15 @@
 """An unmodified job, the real daemon, and an attach between them: what is recorded, and that nothing is left or changed."""
 
-import json
 import os
 
 import pytest
 
 from gpuwatch.attach import attacher
-from tests.attach.conftest import until
-from tests.running_daemon import RunningDaemon, wait_until
+from tests.attach.conftest import ask, run_of, until
+from tests.running_daemon import wait_until
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
 NAMES = ["body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias", "head.weight", "head.bias"]
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
-    with RunningDaemon(tmp_path_factory.mktemp("daemon")) as running:
-        yield running
-
-
-def ask(target, word):
-    target.stdin.write(word + "\n")
-    target.stdin.flush()
-    return json.loads(target.stdout.readline())
 
 
 def attach(target, daemon, **options):
@@ -32,12 +19,6 @@ def attach(target, daemon, **options):
 
 def detach(target):
     return attacher.apply(target.pid, "end", {}, timeout_seconds=30)
-
-
-def run_of(target, daemon):
-    """The newest run.json of this process."""
-    found = [run for run in daemon.runs().values() if run.identity.pid == target.pid]
-    return max(found, key=lambda run: run.started_wall_seconds, default=None)
 
 
 def ours_in_maps(pid):

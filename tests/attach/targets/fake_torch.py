@@ -1,4 +1,4 @@
-"""Looks like a training process to whoever reads /proc: maps a file called libtorch_python. Options: undumpable."""
+"""Looks like a training process to whoever reads /proc: maps a file called libtorch_python. Options: undumpable, module."""
 
 import ctypes
 import mmap
@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import types
 
 folder = tempfile.mkdtemp()
 path = os.path.join(folder, "libtorch_python.so")
@@ -17,5 +18,9 @@ os.unlink(path)
 os.rmdir(folder)
 if "undumpable" in sys.argv:
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+if "module" in sys.argv:
+    sys.modules["torch"] = types.ModuleType("torch")
 print("ready", flush=True)
-time.sleep(60)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    time.sleep(0.01)

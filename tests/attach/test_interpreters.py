@@ -1,0 +1,102 @@
+"""The real hooks in interpreters other than ours: every module loads from memory, and nothing stays where it cannot work."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpuwatch.attach import attacher
+from gpuwatch.attach.process import children, read_process
+from tests.attach.conftest import TARGETS, ask, run_of, until
+from tests.attach.test_injector import INTERPRETERS, interpreter
+from tests.running_daemon import RunningDaemon, wait_until
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
+#: A root file system (debootstrap's, a container image's) whose /usr/bin/python3 is a Python 3.14 with torch.
+ROOT_3_14 = os.environ.get("GPUWATCH_TEST_ROOT_3_14", "")
+
+
+@pytest.mark.parametrize("version", INTERPRETERS)
+def test_without_torch_it_says_so(version, launch):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} on this machine")
+    target = launch("fake_torch.py", python=python)
+    outcome = attacher.apply(target.pid, "begin", {"told": None}, timeout_seconds=30)
+    assert (outcome.answer, outcome.sentence) == ("failed", "torch is not loaded in it"), outcome
+
+
+@pytest.mark.parametrize("version", INTERPRETERS)
+def test_every_module_of_the_hooks_loads(version, launch):
+    """In a process whose torch is an empty module: all is loaded, the installation fails, and all is taken out again."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} on this machine")
+    target = launch("fake_torch.py", "module", python=python, stderr=subprocess.PIPE)
+    for _ in range(2):
+        outcome = attacher.apply(target.pid, "begin", {"told": None}, timeout_seconds=30)
+        assert outcome.sentence == "the hooks could not be installed; its standard error says why", outcome
+    said = target.stderr.readline()
+    assert "torch" in said
+    assert "SyntaxError" not in said
+    assert attacher.apply(target.pid, "end", {}, timeout_seconds=30).answer == "absent"
+
+
+@pytest.fixture
+def newest(tmp_path):
+    """trains.py under Python 3.14 in its own root, and a daemon whose socket lies in there: (process, daemon)."""
+    root = Path(ROOT_3_14)
+    if not ROOT_3_14 or os.geteuid() != 0:
+        pytest.skip("no Python 3.14 with torch: GPUWATCH_TEST_ROOT_3_14 names a root file system that has one (as root)")
+    folder = Path(root, "var/tmp", f"gpuwatch-test-{os.getpid()}")
+    folder.mkdir(mode=0o700)
+    shutil.copy(TARGETS / "trains.py", folder)
+    environ = {"PATH": "/usr/sbin:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    inside = "/" + str(folder.relative_to(root))
+    started = []
+
+    def start(*options):
+        call = ["chroot", str(root), "/usr/bin/python3", *options, f"{inside}/trains.py"]
+        process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        assert read_process(process.pid).python == (3, 14)
+        return process
+
+    try:
+        with RunningDaemon(folder, logdir=str(tmp_path / "runs")) as daemon:
+            yield start, daemon
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate(timeout=10)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("method", ["remote-debug", "ptrace"])
+def test_python_3_14_by_its_own_interface_and_by_ours(method, newest):
+    start, daemon = newest
+    target = start()
+    before = ask(target, "look")
+    options = {"told": None, "socket": str(daemon.socket), "run": "newest"}
+    for _ in range(3):
+        outcome = attacher.apply(target.pid, "begin", options, method=method, timeout_seconds=30)
+        assert outcome.answer == "installed", outcome
+        assert outcome.stopped_microseconds > 0
+        step = ask(target, "loop")["step"]
+        until(lambda step=step: ask(target, "loop")["step"] > step + 3)
+        wait_until(lambda: (r := run_of(target, daemon)) and r.status == "live" and r.step > 3)
+        assert attacher.apply(target.pid, "end", {}, method=method, timeout_seconds=30).answer == "detached"
+        assert ask(target, "look") == before
+    assert not children(target.pid)
+
+
+def test_python_3_14_whose_owner_said_no(newest):
+    start, daemon = newest
+    target = start("-X", "disable-remote-debug")
+    outcome = attacher.apply(target.pid, "begin", {"told": None, "socket": str(daemon.socket)}, timeout_seconds=10)
+    assert outcome.answer == "failed"
+    assert "its owner said no" in outcome.sentence
+    assert ask(target, "look")["modules"] == []
