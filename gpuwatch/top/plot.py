@@ -21,7 +21,7 @@ def plot(ratios: Sequence[float | None], width: int, height: int, peak_ratio: fl
     columns = [None] * (width - len(latest)) + latest
     levels = [None if ratio is None else max(1, round(min(1.0, max(0.0, ratio)) * 8 * height)) for ratio in columns]
     rows = ["".join(_cell(level, height - 1 - row) for level in levels) for row in range(height)]
-    if peak_ratio is not None and height > 1:
+    if peak_ratio and height > 1:  # a peak of nothing is none
         row = height - 1 - min(height - 1, int(min(1.0, max(0.0, peak_ratio)) * height))
         rows[row] = rows[row].replace(" ", PEAK)
     return rows
