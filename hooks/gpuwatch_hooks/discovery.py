@@ -113,9 +113,7 @@ def path_in_sight(module):
     """The path of `module` in the outermost module of the caller's variables that contains it, or None."""
     from torch import nn
 
-    outer = [
-        value for variables in _namespaces() for _, value in _reachable(variables, nn.Module) if _is(value, nn.Module)
-    ]
+    outer = [value for variables in _namespaces() for _, value in _reachable(variables, nn.Module) if _is(value, nn.Module)]
     for _, root in _outermost([("", value) for value in outer]):
         for path, inner in root.named_modules():
             if inner is module and path:
