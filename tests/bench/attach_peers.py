@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 60
 
 
 class Peer(NamedTuple):
-    """`command(pid, marker)`: the argument list; `marker`: a file that its code makes; `marks`: False where only exit 0 tells."""
+    """`command(pid, marker)`: the argument list; `marker`: a file that its code makes (`marks`), else only exit 0 tells."""
 
     name: str
     command: object
