@@ -201,7 +201,8 @@ def _attributes(value):
 def _entries(name, container):
     if _is(container, dict):
         for key, entry in itertools.islice(list(dict.items(container)), 100):
-            yield str(key), entry
+            # An optimizer's state has tensors for keys: their text takes 2 ms each, and on a GPU a synchronization.
+            yield str(key) if type(key) in (str, int) else name, entry
     elif type(container) in (list, tuple):
         for number, entry in enumerate(container[:100]):
             yield "%s%d" % (name, number), entry
