@@ -35,7 +35,7 @@ from gpuwatch.upkeep import Upkeep
 log = logging.getLogger(__name__)
 
 #: Without news from any ring for IDLE_AFTER_SECONDS the rings are looked at this often.
-IDLE_POLL_SECONDS = 0.1
+IDLE_POLL_SECONDS = 0.2
 IDLE_AFTER_SECONDS = 2.0
 TICK_SECONDS = 0.25
 STATUS_SECONDS = 5.0
