@@ -42,8 +42,10 @@ class Reading:
         if groups is None:
             groups = [(some, kernel.norms(dense)) for kernel, some, dense in self._by_device(places, tensors)]
         for some, found in groups:
-            if isinstance(found, tuple):
-                self._take_norms(some, found[0], found[1], 1.0 if scale is None else float(scale))
+            if isinstance(found, tuple) and scale is None:
+                self._take_norms(some, *found)
+            elif isinstance(found, tuple):  # on the host; the scale may still be on its way
+                part.read([scale], _later(self._take_norms, some, *found))
             else:
                 sources = [found] if scale is None else [found, scale]
                 part.read(sources, _later(self._take_device_norms, some))
@@ -69,6 +71,9 @@ class Reading:
         """Every column, exact non-finite counts included; replaces what `measure` has found."""
         self.threshold = threshold is not None
         for kernel, some, dense in self._by_device(places, tensors):
+            if not _at_hand(scale, dense) or not _at_hand(threshold, dense):
+                self.threshold = False
+                continue
             found = kernel.table(dense, scale, threshold)
             if isinstance(found, list):
                 self._take_rows(some, found)
@@ -78,7 +83,7 @@ class Reading:
     def distribute(self, part, places, tensors, scale=None):
         """Histograms of the tensors."""
         for kernel, some, dense in self._by_device(places, tensors):
-            found = kernel.histograms(dense, scale)
+            found = kernel.histograms(dense, scale) if _at_hand(scale, dense) else None
             if found is not None:
                 part.read([found], _later(self._take_histograms, some))
 
@@ -97,9 +102,9 @@ class Reading:
             those.append(dense)
         return [(choose(device.type), some, those) for device, (some, those) in groups.items()]
 
-    def _take_norms(self, places, norms, nonfinite, factor):
-        if factor != 1.0:
-            norms = [norm * factor for norm in norms]
+    def _take_norms(self, places, norms, nonfinite, scale=(1.0,)):
+        if scale[0] != 1.0:
+            norms = [norm * scale[0] for norm in norms]
         self.norms.update(zip(places, norms))
         self.nonfinite.update((places[index], count) for index, count in nonfinite.items())
 
@@ -189,8 +194,13 @@ def _packed(flat, typecode):
     return cells
 
 
-def _later(take, places):
+def _at_hand(value, tensors):
+    """Whether a 0-d tensor can be used on these tensors without waiting: offloaded gradients have their scale on the device."""
+    return value is None or value.is_cpu or value.device == tensors[0].device
+
+
+def _later(take, *given):
     def arrived(*values):
-        take(places, *values)
+        take(*given, *values)
 
     return arrived

@@ -89,7 +89,7 @@ class Recorder:
     # -------------------------------------------------------------------------------------------------------- hooks
     def _before_step(self, optimizer, args, kwargs):
         began = _now()
-        if self._capturing() or not self._arm(optimizer):
+        if self.capturing() or not self._arm(optimizer):
             return None
         if in_backward.running():
             self._in_backward.before_step(optimizer)
@@ -132,7 +132,7 @@ class Recorder:
     def skipped(self, optimizer):
         """A loss scaler did not call `optimizer.step`: its gradients are recorded all the same."""
         began = _now()
-        if self._capturing() or not self._arm(optimizer):
+        if self.capturing() or not self._arm(optimizer):
             return
         part = self.open_part(optimizer)
         part.set("skipped", 1.0)
@@ -232,7 +232,7 @@ class Recorder:
             session.device = str(parameters[0].device) if parameters else "cpu"
         return session.arm()
 
-    def _capturing(self):
+    def capturing(self):
         """Whether a CUDA graph is being captured: nothing may be read or allocated then, and replays call no hook."""
         torch = sys.modules["torch"]
         if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():

@@ -5,9 +5,6 @@ of real numbers, a sharded one as this rank's part. Quantised and integer tensor
 statistics; they are named once, and left alone.
 """
 
-#: Why a tensor is not read; None means that it is.
-UNREADABLE = ("not floating point", "tensor subclass", "meta tensor")
-
 
 def readable(tensor):
     """(tensor to read, None), or (None, reason). Never copies a dense tensor; a sparse one costs its coalesced copy.
@@ -17,23 +14,42 @@ def readable(tensor):
     """
     import torch
 
-    kind = type(tensor)
-    if kind is not torch.Tensor and kind is not torch.nn.Parameter:
-        to_local = getattr(tensor, "to_local", None)
-        if to_local is None:
-            return None, "tensor subclass"
-        tensor = to_local()
-        if type(tensor) is not torch.Tensor:  # a collective that has not completed: waiting would be a synchronisation
-            return None, "tensor subclass"
+    tensor = _plain(tensor)
+    reason = _obstacle(tensor)
+    if reason is not None:
+        return None, reason
     if tensor.layout is not torch.strided:
         tensor = summed_values(tensor)
-    if tensor.device.type == "meta":
-        return None, "meta tensor"
     if tensor.is_complex():
-        return torch.view_as_real(tensor.resolve_conj()).detach(), None
-    if not tensor.is_floating_point() or tensor.element_size() < 2:  # fp8 has no arithmetic
-        return None, "not floating point"
+        tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.detach(), None
+
+
+def _plain(tensor):
+    """The tensor itself, this rank's part of a DTensor, or None for another subclass, whose numbers may mean anything."""
+    import torch
+
+    plain = (torch.Tensor, torch.nn.Parameter)
+    if type(tensor) in plain:
+        return tensor
+    to_local = getattr(tensor, "to_local", None)
+    local = to_local() if to_local is not None else None
+    return local if type(local) in plain else None  # a part that a collective still fills would have to be waited for
+
+
+def _obstacle(tensor):
+    import torch
+
+    if tensor is None:
+        return "tensor subclass"
+    if tensor.device.type == "meta":
+        return "meta tensor"
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.element_size() < 2:  # fp8 has no arithmetic
+        return "not floating point"
+    if tensor.layout is not torch.strided and not tensor.is_cpu:
+        if tensor.layout is not torch.sparse_coo or not tensor.is_coalesced():
+            return "sparse on a device: summing its duplicates would wait for it"
+    return None
 
 
 def summed_values(tensor):

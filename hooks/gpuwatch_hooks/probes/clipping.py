@@ -69,6 +69,10 @@ class ClippingProbe:
         """Gradients are about to be measured for clipping: measure them first."""
         began = _now()
         recorder = self._recorder
+        if not isinstance(tensors, (list, tuple)) and not hasattr(tensors, "dim"):
+            return  # an iterator can be read only once, and not by us
+        if recorder.capturing() or not recorder.on_training_thread():
+            return
         recorder.clock.enter("other", began)
         try:
             self._parts = self._measured(tensors)

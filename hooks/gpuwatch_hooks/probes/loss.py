@@ -80,8 +80,8 @@ class LossProbe:
     def _begin(self, args, kwargs):
         began = _now()
         recorder = self._recorder
-        if in_backward.running() or not recorder.on_training_thread():
-            return False  # a recomputed block's own backward, or somebody else's thread
+        if in_backward.running() or not recorder.on_training_thread() or recorder.capturing():
+            return False  # a recomputed block's own backward, somebody else's thread, or a graph that must not grow
         self._depth += 1
         if self._depth > 1:
             return True

@@ -78,6 +78,21 @@ def test_norms_before_and_after(model, batches, clip):
     assert {part.values.get("clipped_while_scaled", 0.0) for part in parts} == {0.0}
 
 
+def test_an_iterator_is_left_to_the_user(model, batches):
+    """get_total_norm takes any iterable: reading a generator first would leave torch nothing to read."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with recording() as session:
+        for inputs, targets in batches[:3]:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), targets).backward()
+            true_norm = norm(model.parameters())
+            total = nn.utils.get_total_norm(p.grad for p in model.parameters())
+            assert total.item() == pytest.approx(true_norm, rel=CLOSE)
+            nn.utils.clip_grads_with_norm_((p for p in model.parameters()), 0.5, total)
+            optimizer.step()
+    assert session.parts()[-1].values["grad_norm"] == pytest.approx(0.5, rel=1e-5)  # nobody could look before
+
+
 def test_a_limit_that_is_not_reached(model, batches):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with recording() as session:

@@ -118,6 +118,20 @@ def test_what_cannot_be_read_is_said_once_and_left_alone():
     assert session.rows()[0]["group0.1[4]"]["norm"] == 2.0
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize")
+def test_other_kinds_of_numbers(model):
+    """Integers, fp8 and quantised tensors have no gradient statistics; meta tensors have no numbers at all."""
+    from gpuwatch_hooks.kernels.dense import readable
+
+    assert readable(torch.ones(3, dtype=torch.int64)) == (None, "not floating point")
+    assert readable(torch.ones(3).to(torch.float8_e4m3fn)) == (None, "not floating point")
+    assert readable(torch.ones(3, device="meta")) == (None, "meta tensor")
+    assert readable(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)) == (None, "not floating point")
+    csr, reason = readable(torch.eye(3).to_sparse_csr())
+    assert (csr.tolist(), reason) == ([1.0, 1.0, 1.0], None)
+    assert readable(model[0].weight)[0].requires_grad is False
+
+
 def test_double_precision():
     weight = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     session = one_step([weight], [torch.tensor([3e-200, 4e-200, 0.0], dtype=torch.float64)])
