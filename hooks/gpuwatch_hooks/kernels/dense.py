@@ -46,9 +46,9 @@ def _obstacle(tensor):
         return "meta tensor"
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.element_size() < 2:  # fp8 has no arithmetic
         return "not floating point"
-    if tensor.layout is not torch.strided and not tensor.is_cpu:
-        if tensor.layout is not torch.sparse_coo or not tensor.is_coalesced():
-            return "sparse on a device: summing its duplicates would wait for it"
+    summed = tensor.layout is torch.strided or (tensor.layout is torch.sparse_coo and tensor.is_coalesced())
+    if not summed and not tensor.is_cpu:
+        return "sparse on a device: summing its duplicates would wait for it"
     return None
 
 
