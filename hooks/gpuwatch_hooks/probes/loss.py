@@ -14,6 +14,8 @@ from .loss_scale import MARK
 _now = time.perf_counter_ns
 #: Nodes looked at behind the root.
 _SEARCHED_NODES = 12
+#: Backward calls kept for one step: a job whose optimizer is none of torch's never closes a step.
+MAX_BACKWARDS = 4096
 _PASS_THROUGH = (
     "ToCopyBackward0",
     "AliasBackward0",
@@ -87,6 +89,8 @@ class LossProbe:
             return True
         recorder.clock.enter("other", began, between="forward")
         recorder.backwards += 1
+        if len(self._window) >= MAX_BACKWARDS:
+            del self._window[: MAX_BACKWARDS // 2]
         roots = args[0] if args else kwargs.get("tensors")
         self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ())))
         recorder.by_name["modes"].at_backward()

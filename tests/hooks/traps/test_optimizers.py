@@ -62,6 +62,19 @@ def test_the_loss_may_be_changed_in_place_afterwards(model, batches):
     assert session.parts()[0].values["loss"] == value
 
 
+def test_a_job_that_never_steps_a_torch_optimizer(model, batches, monkeypatch):
+    """Its backward calls are forgotten in time, and nothing is recorded."""
+    from gpuwatch_hooks.probes import loss
+
+    monkeypatch.setattr(loss, "MAX_BACKWARDS", 10)
+    with recording() as session:
+        for _ in range(4):
+            for batch in batches:
+                loss_of(model, batch).backward()
+        assert len(session.recorder.by_name["loss"]._window) <= 10
+    assert session.records() == []
+
+
 def test_roots_that_are_no_loss(model, batches):
     """A vector needs a gradient from outside: there is no loss to report, but the step is recorded."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
