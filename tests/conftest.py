@@ -5,8 +5,13 @@ One that is skipped because a program is missing would otherwise pass for ever w
 
 import os
 import re
+import signal
 
 import pytest
+
+# A shell without job control starts what it puts in the background with these ignored, and the programs under test inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 #: A GPU, another Python or user, what the kernel forbids: reasons that no package removes.
 EXCUSED = re.compile(r"\bGPU|CUDA|\broot\b|Python|user namespace|x86-64")
