@@ -66,7 +66,7 @@ class _Commands(click.Group):
 @click.version_option(gpuwatch.__version__, package_name="gpuwatchd", prog_name="gpuwatch")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    r"""Watch PyTorch training: light hooks in the job, judgement in a daemon beside it.
+    """Watch PyTorch training: light hooks in the job, judgement in a daemon beside it.
 
     \b
     gpuwatch demo                       see it at work

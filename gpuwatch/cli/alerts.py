@@ -46,7 +46,7 @@ class _Entry(NamedTuple):
 @click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array of objects; with --follow, one object a line.")
 def command(run: str | None, follow: bool, logdir: Path | None, as_json: bool) -> None:
-    r"""List the findings of RUN, or of every run in the log directory, the newest last.
+    """List the findings of RUN, or of every run in the log directory, the newest last.
 
     RUN is a name, the beginning of one, NAME/rankN, or a path. With --follow the command ends when RUN has ended; without
     RUN it goes on until Ctrl-C.

@@ -34,7 +34,7 @@ _WORDS = {"installed": "attached", "already": "hooks are in it already"}
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {pid, answer, method, sentence, fix, ...}.")
 @click.option("--quiet", "-q", is_flag=True, help="No line on the job's standard error.")
 def command(pids: tuple[int, ...], everything: bool, tree: int | None, dry_run: bool, wait: bool, **given: Any) -> None:
-    r"""Put the hooks into training processes that run already: no restart, nothing to install in their environment.
+    """Put the hooks into training processes that run already: no restart, nothing to install in their environment.
 
     The main thread is stopped for about a third of a millisecond; the interpreter itself runs our text between two of its
     bytecodes. With a daemon running, the command returns at once. Without one (or with --logdir) it starts one, stays in the

@@ -17,7 +17,7 @@ from gpuwatch.detectors import registry
 @click.option("--listen", metavar="ADDR:PORT", help="Serve metrics here [default: 127.0.0.1:9877]; port 0 takes a free one.")
 @click.option("--socket", type=click.Path(), metavar="P", help="Hear training processes at this socket.")
 def command(config_file: Path | None, logdir: str | None, listen: str | None, socket: str | None) -> None:
-    r"""Hear the training processes of this node, record, judge and export; until SIGTERM or Ctrl-C.
+    """Hear the training processes of this node, record, judge and export; until SIGTERM or Ctrl-C.
 
     Settings come from ./gpuwatch.toml or ~/.config/gpuwatch/gpuwatch.toml (or --config), then from GPUWATCH_SECTION_KEY in
     the environment, then from these options. SIGHUP reads [hooks] again. The log goes to standard error.

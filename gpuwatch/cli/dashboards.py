@@ -14,7 +14,7 @@ _FOLDER = "dashboards/gpuwatch"
 
 @click.group(short_help="Write the Grafana dashboards to a folder.")
 def command() -> None:
-    r"""The Grafana dashboards: the fleet with its GPUs, one run, its layers.
+    """The Grafana dashboards: the fleet with its GPUs, one run, its layers.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def command() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 def export(folder: Path, prometheus: str, force: bool) -> None:
-    r"""Write DIR/dashboards/gpuwatch/*.json and DIR/provisioning/ for Grafana 11.6 or newer.
+    """Write DIR/dashboards/gpuwatch/*.json and DIR/provisioning/ for Grafana 11.6 or newer.
 
     With /etc/grafana a stock Grafana loads them when it starts. A dashboard can also be imported by hand: it asks for its data
     source.

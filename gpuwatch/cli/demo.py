@@ -29,7 +29,7 @@ _SETTLING_SECONDS = 6.0
 @click.option("--no-browser", is_flag=True, help="Do not open the daemon's page in a browser.")
 @click.option("--logdir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Record here.")
 def command(seconds: float, no_browser: bool, logdir: Path) -> None:
-    r"""Train a small network on handwritten digits under `gpuwatch run`, with a daemon of its own.
+    """Train a small network on handwritten digits under `gpuwatch run`, with a daemon of its own.
 
     Half-way somebody multiplies the learning rate by 300. The training script knows nothing of gpuwatch; what it found
     is printed at the end, and the run stays for `gpuwatch status` and TensorBoard.

@@ -19,7 +19,7 @@ _WORDS = {"detached": "detached, nothing of ours is left in it", "absent": "no h
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds to wait at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {pid, answer, method, sentence, fix, ...}.")
 def command(pids: tuple[int, ...], everything: bool, tree: int | None, method: str, timeout: float, as_json: bool) -> None:
-    r"""Take the hooks out: patches, thread, descriptors, memory and modules; the job goes on as if they had never been there.
+    """Take the hooks out: patches, thread, descriptors, memory and modules; the job goes on as if they had never been there.
 
     \b
     Example:

@@ -18,7 +18,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @click.command(short_help="Say what a rule means and what to do.")
 @click.argument("rule", shell_complete=_complete)
 def command(rule: str) -> None:
-    r"""Say what RULE means, how it is measured against which threshold, and what to do about it.
+    """Say what RULE means, how it is measured against which threshold, and what to do about it.
 
     \b
     Example:

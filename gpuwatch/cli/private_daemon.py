@@ -61,9 +61,10 @@ class PrivateDaemon:
                 try:
                     self._hear(notices, self._process)
                 except DaemonFailedError:
-                    if not self.has_default_port or port_is_free(DEFAULT_PORT):
+                    if not self.has_default_port:
                         raise
-                    self._use_any_port()  # somebody took it between our look and the daemon's bind
+                    # Most likely somebody took the port between our look and the daemon's bind, and may have let go since.
+                    self._use_any_port()
                     self._process = self._spawn()
                     self._hear(notices, self._process)
             finally:

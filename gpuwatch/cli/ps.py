@@ -18,7 +18,7 @@ from gpuwatch.cli.terminal import dim, paint
 @click.option("--all", "everything", is_flag=True, help="Also Python processes without torch.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {pid, uid, title, role, rank, hooks, findings, ...}.")
 def command(everything: bool, as_json: bool) -> None:
-    r"""List the Python processes on this node: what trains, what is watched, what can be attached to, and if not, why.
+    """List the Python processes on this node: what trains, what is watched, what can be attached to, and if not, why.
 
     \b
     Example:

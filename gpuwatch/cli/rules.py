@@ -11,7 +11,7 @@ from gpuwatch.cli import shipped
 
 @click.group(short_help="Write the Prometheus rules to a folder.")
 def command() -> None:
-    r"""The Prometheus rules: findings by severity, and what only somebody who sees the whole fleet can tell.
+    """The Prometheus rules: findings by severity, and what only somebody who sees the whole fleet can tell.
 
     \b
     Example:
@@ -30,7 +30,7 @@ def command() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 def export(folder: Path, docs_url: str, force: bool) -> None:
-    r"""Write DIR/rules/*.yml for Prometheus, DIR/docs/ that the alerts refer to, and examples of both programs' configuration.
+    """Write DIR/rules/*.yml for Prometheus, DIR/docs/ that the alerts refer to, and examples of both programs' configuration.
 
     Each alert's runbook_url is a path below DIR, such as docs/alerting.md#gpuwatchdown; with --docs-url it is an address below
     that.

@@ -45,7 +45,7 @@ class Options(NamedTuple):
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing about the run on standard error.")
 @click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD ...")
 def command(name: str | None, logdir: Path | None, every: int | None, quiet: bool, command_line: tuple[str, ...]) -> None:
-    r"""Start CMD with the hooks in it and in the Python processes that it starts.
+    """Start CMD with the hooks in it and in the Python processes that it starts.
 
     The command is not changed: standard input, output, terminal, signals and exit status are its own. What gpuwatch says goes
     to standard error. With --logdir, or where no daemon answers, a daemon is started for this run and ended with it.

@@ -23,7 +23,7 @@ STATUS_COLOURS = {"live": "green", "finished": "", "failed": "red", "lost": "red
 @click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array with one object for each process of each run.")
 def command(logdir: Path | None, as_json: bool) -> None:
-    r"""List recorded and live runs, the newest last.
+    """List recorded and live runs, the newest last.
 
     \b
     Example:

@@ -19,7 +19,7 @@ from gpuwatch.state.summary import jsonable
 @click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything known of each rank.")
 def command(run: str | None, logdir: Path | None, as_json: bool) -> None:
-    r"""Show the health of RUN: step, rate, loss, gradients, loss scale, phases, memory, findings.
+    """Show the health of RUN: step, rate, loss, gradients, loss scale, phases, memory, findings.
 
     RUN is a name, the beginning of one, NAME/rankN, or a path; without it, the live run, else the newest one.
 

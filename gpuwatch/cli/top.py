@@ -33,7 +33,7 @@ _NO_TEXTUAL = (
 @click.option("--readonly", is_flag=True, help="Leave out everything that could touch a process.")
 @click.option("--logdir", type=click.Path(path_type=Path), help="Show the runs recorded here.")
 def command(once: bool, as_json: bool, readonly: bool, logdir: Path | None) -> None:
-    r"""Show GPUs, the processes on them and the training jobs, live.
+    """Show GPUs, the processes on them and the training jobs, live.
 
     Reads the daemon that runs here; without one, top samples by itself.
 

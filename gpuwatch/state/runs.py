@@ -22,6 +22,9 @@ from gpuwatch.state.summary import Checkpoint
 #: Fields whose last points are kept for plots: 16 bytes a point.
 WINDOWED = ("loss", "grad_norm", "step_seconds", "loss_scale", "update_ratio", "weight_norm", "torch_allocated_bytes")
 WINDOW_POINTS = 1024
+#: A sampled value is given out until it is older than both.
+STALE_STEPS = 512
+STALE_NS = 30_000_000_000
 MAX_TAGS = 500
 MAX_FACTS = 200
 MAX_EVENTS = 100
@@ -51,6 +54,7 @@ class Run:
         self.durations = Durations()
         self.step: Step | None = None  # the last final one
         self.values: dict[str, float] = {}  # the last known value of each step field: sampled ones are older than `step`
+        self._measured_at: dict[str, tuple[int, int]] = {}  # name in `values` -> step, CLOCK_MONOTONIC ns
         self.learning_rates: list[tuple[float, float]] = []  # (learning rate, weight decay) as `groups` names them
         self.scalars: dict[str, Scalar] = {}
         self.tags_left_out = 0
@@ -147,7 +151,7 @@ class Run:
     def _finish(self, steps: list[Step]) -> list[Step]:
         for step in steps:
             self.step = step
-            self.values.update(step.values)
+            self._remember(step)
             self._keep_rates(step)
             self.counters.add_step(step)
             self.counters.dropped["late"] = self.merger.late_parts
@@ -168,6 +172,16 @@ class Run:
             if optimizer in self._rates or len(self._rates) < MAX_PARTS:
                 self._rates[optimizer] = groups
         self.learning_rates = [group for optimizer in sorted(self._rates) for group in self._rates[optimizer]]
+
+    def _remember(self, step: Step) -> None:
+        """Take the step's values over; what was sampled long ago is forgotten: nobody may take it for the present."""
+        self.values.update(step.values)
+        for name in step.values:
+            self._measured_at[name] = (step.step, step.monotonic_ns)
+        for name, (number, when_ns) in list(self._measured_at.items()):
+            if step.step - number > STALE_STEPS and step.monotonic_ns - when_ns > STALE_NS:
+                del self._measured_at[name]
+                self.values.pop(name, None)
 
     def _keep_tables(self, step: Step) -> None:
         if step.tensors:

@@ -83,9 +83,12 @@ class Governor:
 
     def _look(self, budget, every):
         allowed = budget * self._usual_ns
-        rung = next((r for r in range(len(RUNGS)) if self._expected_ns(r, every) <= allowed), len(RUNGS) - 1)
+        # Where what is never thinned is over the budget by itself, thinning the rest to nothing would save next to nothing and
+        # leave the curves empty: the families may then take half the budget, or an eighth of what is spent anyway.
+        left = max(allowed - self._base_ns, allowed / 2, self._base_ns / 8)
+        rung = next((r for r in range(len(RUNGS)) if self._families_ns(r, every) <= left), len(RUNGS) - 1)
         if rung < self.rung:
-            if self._expected_ns(self.rung - 1, every) > _RESTORE_AT * allowed:
+            if self._families_ns(self.rung - 1, every) > _RESTORE_AT * left:
                 return None
             rung = self.rung - 1
         if rung == self.rung:
@@ -94,9 +97,9 @@ class Governor:
         self.rung = rung
         return self.describe(every)
 
-    def _expected_ns(self, rung, every):
+    def _families_ns(self, rung, every):
         factors = zip(FAMILIES, RUNGS[rung])
-        return self._base_ns + sum((self._costs[family] or 0) / (every * factor) for family, factor in factors)
+        return sum((self._costs[family] or 0) / (every * factor) for family, factor in factors)
 
     def describe(self, every):
         """What is measured how often now, in one sentence."""

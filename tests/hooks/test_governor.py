@@ -67,11 +67,13 @@ def test_the_budget_is_kept(costs, level):
 
 
 def test_what_cannot_be_kept_is_told():
-    """The always-on pass alone takes 2 %: everything else is as rare as can be, and the ratio says 2 %."""
+    """The always-on pass alone takes 2 %: the rest may take half the budget, so that its curves go on; the ratio tells all."""
     plan = Governor()
-    drive(plan, 3000, base_ms=2.0, costs={"layers": 10.0, "histograms": 10.0, "update_ratio": 10.0})
-    assert plan.rung == len(RUNGS) - 1
-    assert plan.overhead_ratio == pytest.approx(0.02, rel=0.15)
+    costs = {"layers": 10.0, "histograms": 10.0, "update_ratio": 10.0}
+    drive(plan, 3000, base_ms=2.0, costs=costs)
+    families_ms = sum(cost / plan.interval(family, 1) for family, cost in costs.items())
+    assert 0.1 < families_ms <= 0.5 + 0.02  # half of 1 % of 102 ms, and not next to nothing
+    assert plan.overhead_ratio == pytest.approx((2.0 + families_ms) / 102.0, rel=0.15)
 
 
 def test_cheap_again_is_restored_step_by_step():
