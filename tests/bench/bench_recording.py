@@ -8,8 +8,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from gpuwatch_hooks import wire
 from gpuwatch_hooks.part import Part
-from gpuwatch_hooks.ring import RingWriter
 
 from tests.bench.harness import Bench, percentile
 from tests.hooks.recording import RecordingSession
@@ -21,9 +21,7 @@ class OneStep:
     """Records the same step over and over through the real part, reading, guard and ring."""
 
     def __init__(self):
-        self.session = RecordingSession()
-        self.session.ring.close()
-        self.session.ring = RingWriter()
+        self.session = RecordingSession(slots=wire.DEFAULT_SLOTS)
         recorder = self.session.recorder
         self.gradients = recorder.by_name["gradients"]
         self.gradients.install(recorder)

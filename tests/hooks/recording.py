@@ -34,7 +34,8 @@ class RecordingSession:
         self.guard = Guard(lambda probe, error: self.faults.append((probe, error)), lambda *_: None)
         self.ring = RingWriter(slots, 16384)
         # Hundreds of tests in one process: rings that nobody closes filled the machine's memory.
-        weakref.finalize(self, _close, self.ring)
+        self._free = weakref.finalize(self, _close, self.ring)
+        self._held = None  # the slots of the ring after it was closed
         self.tables = {}  # table -> (version, names, numels)
         self.told = []
         self.dropped = []
@@ -64,18 +65,30 @@ class RecordingSession:
         self.dropped.append(reason)
 
     def records(self):
-        """Everything in the ring, decoded by the daemon's own decoder, oldest first."""
-        ring, found = self.ring, []
-        assert ring.sequence <= ring.slot_count, "the test wrote more than the ring holds"
-        for index in range(ring.sequence):
-            base = wire.RING_HEADER_BYTES + index * ring.slot_bytes
-            slot = bytes(ring._view[base : base + ring.slot_bytes])
-            assert struct.unpack_from("<Q", slot)[0] == index + 1
+        """Everything that was written, decoded by the daemon's own decoder, oldest first."""
+        found = []
+        for number, slot in enumerate(self._held if self._held is not None else self._slots(), 1):
+            assert struct.unpack_from("<Q", slot)[0] == number
             when, size, crc, kind, _, _ = wire.SLOT_META.unpack_from(slot, 8)
             payload = slot[wire.SLOT_HEADER_BYTES : wire.SLOT_HEADER_BYTES + size]
-            assert wire.slot_crc(index + 1, when, kind, payload) == crc
+            assert wire.slot_crc(number, when, kind, payload) == crc
             found.append(records.decode(kind, payload, when))
         return found
+
+    def _slots(self):
+        ring = self.ring
+        assert ring.sequence <= ring.slot_count, "the test wrote more than the ring holds"
+        first = wire.RING_HEADER_BYTES
+        return [
+            bytes(ring._view[at : at + ring.slot_bytes])
+            for at in range(first, first + ring.sequence * ring.slot_bytes, ring.slot_bytes)
+        ]
+
+    def close(self):
+        """Give the ring's memory back; what it held can still be read."""
+        if self._held is None:
+            self._held = self._slots()
+            self._free()  # once: a descriptor closed twice may be somebody else's by then
 
     def parts(self):
         return [record for record in self.records() if isinstance(record, records.StepPart)]
@@ -110,5 +123,6 @@ def recording(*, strict=True, **options):
     finally:
         session.recorder.remove()
         session.ledger.remove()
+        session.close()
     if strict and session.faults:
         raise session.faults[0][1]
