@@ -20,8 +20,8 @@ from gpuwatch.attach.process import Process, read_process, seen_from, waiting_in
 METHODS = ("auto", "socket", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
 #: Answers that only mean "not at this moment", and how long until it is worth asking again: torch is being imported, the main
-#: thread was in one of our own hooks, our thread still delivers.
-_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "leaving": 0.02}
+#: thread was in one of our own hooks or in a lock of the import system, our thread still delivers.
+_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "locked": 0.005, "leaving": 0.02}
 #: What an attach may set, as the hooks name it.
 ADJUSTABLE = ("every", "histograms", "overhead_budget", "detach_after_seconds")
 GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
@@ -115,15 +115,14 @@ def _enter(process: Process, way: str, verb: str, options: dict[str, Any], timeo
         return payload.build(modules, verb, options, report, timeout_seconds)
 
     go = _by_remote_debugging if way == "remote-debug" else _by_injector
+    leaving = False
     answer, stopped = go(process, text, timeout_seconds)
     while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < deadline:
         time.sleep(pause)
-        before = answer
+        leaving = leaving or answer == "leaving"
         answer, again = go(process, text, timeout_seconds)
-        if before == "leaving" and answer == "absent":
-            answer = "detached"
         stopped = max(stopped, again)
-    return answer, stopped
+    return "detached" if leaving and answer == "absent" else answer, stopped
 
 
 def _by_socket(pid: int, verb: str, options: dict[str, Any], daemon: Path | None, timeout_seconds: float) -> Outcome:
@@ -200,6 +199,7 @@ _EXPLAINED = {
     "queued": ("{}", "it goes in by itself when that ends, or not at all after --timeout"),
     "expired": ("the main thread came to it too late", "try again with a longer --timeout"),
     "importing": ("it is still importing {}", "try again, or with a longer --timeout"),
+    "locked": ("it was in the middle of an import each time", "try again, or with a longer --timeout"),
     "inside": ("the hooks are not out yet", "run the command again"),
     "leaving": ("the hooks are not out yet", "run the command again"),
     "no_torch": ("torch is not loaded in it", "use --wait"),

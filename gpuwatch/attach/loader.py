@@ -113,7 +113,7 @@ def main():
     import time
 
     if in_import_lock():
-        return "importing: a module"
+        return "locked"
     if time.time() > EXPIRES:
         return "expired"
     present = sys.modules.get("gpuwatch_hooks")

@@ -1,10 +1,12 @@
 """An unmodified job, the real daemon, and an attach between them: what is recorded, and that nothing is left or changed."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from gpuwatch.attach import attacher
+from gpuwatch.attach import attacher, loader, payload
 from tests.attach.conftest import ask, run_of, until
 from tests.running_daemon import wait_until
 
@@ -127,6 +129,30 @@ def test_an_attach_during_import_waits_for_it(launch, daemon):
     assert target.stdout.readline() == "ready\n"
     wait_until(lambda: (r := run_of(target, daemon)) and r.step > 3)
     assert detach(target).answer == "detached"
+
+
+def attach_inside_the_import_lock(launch, daemon):
+    target = launch("import_lock.py", wait=False, stderr=subprocess.PIPE)
+    assert target.stdout.readline() == "locked\n"
+    return target, attach(target, daemon)
+
+
+def test_an_attach_inside_the_import_systems_lock_waits_for_it(launch, daemon):
+    target, outcome = attach_inside_the_import_lock(launch, daemon)
+    assert outcome.answer == "installed", outcome
+    assert outcome.seconds > 1.0  # until then it was turned away
+    assert target.stdout.readline() == "ready\n"
+    wait_until(lambda: (r := run_of(target, daemon)) and r.step > 3)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 keeps a list there")
+def test_twin_without_that_the_jobs_own_import_fails(launch, daemon, monkeypatch):
+    source = loader.SOURCE.replace("if in_import_lock():", "if False:")
+    assert source != loader.SOURCE
+    monkeypatch.setattr(payload, "SOURCE", source)
+    target, _ = attach_inside_the_import_lock(launch, daemon)
+    assert target.wait(60) == 1
+    assert "KeyError" in target.stderr.read()
 
 
 def test_the_job_outlives_an_attach_to_a_daemon_that_is_not_there(launch, tmp_path):
