@@ -25,7 +25,7 @@ check: install-dev ## lint, formatting and types
 
 bench: install-dev ## every bench, quick (FULL=1: as long as the numbers in docs; BENCH_ARGS=--check: judge them)
 	@set -e; for bench in $$(grep -l '= Bench(' tests/bench/*.py | grep -v harness.py); do \
-	  echo "### $$bench"; $(BIN)/python $$bench $(if $(FULL),,--quick) $(BENCH_ARGS); \
+	  echo "running $$bench" >&2; $(BIN)/python $$bench $(if $(FULL),,--quick) $(BENCH_ARGS); \
 	done
 
 chaos: install-dev system-packages ## the daemon and trainers killed, stopped and lied to, at length (about half an hour)
