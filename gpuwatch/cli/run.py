@@ -19,6 +19,7 @@ from gpuwatch.cli.job import CannotStartError, Job, end_like
 from gpuwatch.cli.private_daemon import DaemonFailedError, PrivateDaemon, user_environment
 from gpuwatch.cli.recorded import Recorded
 from gpuwatch.state.directories import reduce_name
+from gpuwatch.state.findings import SEVERITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,7 +143,8 @@ def _report(options: Options, logdir: Path, processes: list[Recorded], environ: 
         return
     steps = max(process.summary.step for process in processes)
     ranks = f" on {len(processes)} ranks" if len(processes) > 1 else ""
-    findings = {finding.rule: finding.severity for process in processes for finding in process.summary.findings}
+    every = [finding for process in processes for finding in process.summary.findings]
+    findings = {finding.rule: finding.severity for finding in sorted(every, key=lambda f: SEVERITIES.index(f.severity))}
     found = ", ".join(f"{rule} ({severity})" for rule, severity in findings.items()) or "none"
     name = processes[0].summary.run
     show = f"gpuwatch status {name} --logdir {shlex.quote(str(logdir))}"
