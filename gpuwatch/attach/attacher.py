@@ -119,7 +119,7 @@ def _enter(process: Process, way: str, verb: str, options: dict[str, Any], timeo
     answer, stopped = go(process, text, timeout_seconds)
     while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < deadline:
         time.sleep(pause)
-        leaving = leaving or answer == "leaving"
+        leaving = leaving or answer in ("leaving", "inside")
         answer, again = go(process, text, timeout_seconds)
         stopped = max(stopped, again)
     return "detached" if leaving and answer == "absent" else answer, stopped

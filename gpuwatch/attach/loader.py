@@ -120,11 +120,9 @@ def main():
     if VERB == "end":
         if present is None:
             return "absent"
-        if in_our_hooks():
-            return "inside"
         from gpuwatch_hooks import attached
 
-        return attached.end()
+        return attached.end(in_our_hooks())
     if "torch" not in sys.modules:
         return "no_torch"
     half = under_import()

@@ -40,10 +40,11 @@ def begin(options):
     return "installed"
 
 
-def end():
+def end(inside):
     """Take the hooks out: patches, hooks, thread, descriptors, ring, and, where an attach brought them, the modules.
 
-    Never waits in the job's main thread: "leaving" while our own thread still delivers the last records; ask again.
+    `inside`: this thread was interrupted in one of our functions, which must not find its modules gone when it goes on.
+    Never waits in the job's main thread: "leaving" while our own thread delivers the last records, "inside"; ask again.
     """
     current = session.current()
     if not current.installed:
@@ -56,6 +57,8 @@ def end():
         if current.control.is_alive():
             return "leaving"
     if forget is not None:
+        if inside:
+            return "inside"
         forget()
     return "absent" if gone and forget is None else "detached"
 
