@@ -6,6 +6,7 @@ go N   takes N more steps and holds; while it holds its main thread comes by byt
 end N  takes its last step at number N or at once, says a hash of all losses and weights, and ends
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -114,6 +115,7 @@ class Trainer:
             "threads": sorted(thread.name for thread in threading.enumerate()),
             "tasks": len(os.listdir("/proc/self/task")),
             "descriptors": sorted(self.descriptors()),
+            "collecting": gc.isenabled(),
             "main": sorted(vars(sys.modules["__main__"])),
             "patched": [name for name, value in self.before.items() if now.get(name, value) is not value],
             "pre_hooks": len(optimizer_module._global_optimizer_pre_hooks),
