@@ -137,7 +137,7 @@ def main():
 
 import gc
 
-# What we allocate would count towards a collection of everything, which stood a job still for 250 ms; it comes when it would have.
+# What we allocate would set off a collection of everything, for which one job stood still for 250 ms.
 collecting = gc.isenabled()
 gc.disable()
 try:
