@@ -77,9 +77,11 @@ def test_no_system_call_is_added_to_a_step(bare, tmp_path, make_daemon, socket_p
     handovers = own["futex"] - bare[0]["futex"]
     del own["futex"]
     assert own == {name: count for name, count in bare[0].items() if name != "futex"}
-    wakes = others["poll"] + others["connect"]
-    assert handovers <= 6 * wakes + 10, (handovers, wakes)
-    assert wakes < STEPS / 10
+    # A hand-over is a futex call on each side, several for one wake-up where a traced machine is slow (57 for 4 were seen):
+    # what makes it none of the steps' is that the other side made as many, and that there are far fewer than steps.
+    assert handovers <= 2 * others["futex"] + 10, (handovers, others)
+    assert handovers < STEPS / 4, (handovers, others)
+    assert others["poll"] + others["connect"] < STEPS / 10
     if daemon != "absent":
         assert peer.ring_fds
 
