@@ -20,7 +20,12 @@ from gpuwatch.state.steps import MAX_PARTS, Step, StepMerger
 from gpuwatch.state.summary import Checkpoint
 
 #: Fields whose last points are kept for plots: 16 bytes a point.
-WINDOWED = ("loss", "grad_norm", "step_seconds", "loss_scale", "update_ratio", "weight_norm", "torch_allocated_bytes")
+WINDOWED = (
+    *("loss", "grad_norm", "grad_norm_clipped", "step_seconds", "loss_scale", "update_ratio", "weight_norm"),
+    "torch_allocated_bytes",
+)
+#: The window of the first parameter group's learning rate, which is no step field.
+LEARNING_RATE = "learning_rate"
 WINDOW_POINTS = 1024
 #: A sampled value is given out until it is older than both.
 STALE_STEPS = 512
@@ -59,7 +64,7 @@ class Run:
         self.scalars: dict[str, Scalar] = {}
         self.tags_left_out = 0
         self.events: list[Event] = []  # the last MAX_EVENTS
-        self.windows = {name: Window(WINDOW_POINTS) for name in WINDOWED}
+        self.windows = {name: Window(WINDOW_POINTS) for name in (*WINDOWED, LEARNING_RATE)}
         self.merger = StepMerger()
         self.journal: JournalWriter | None = None
         self.checkpoint: Checkpoint | None = None  # the last one that run.json was given
@@ -158,10 +163,12 @@ class Run:
             took = step.values.get("step_seconds")
             if took is not None:
                 self.durations.add(seconds(took))
-            for name, window in self.windows.items():
+            for name in WINDOWED:
                 value = step.values.get(name)
                 if value is not None:
-                    window.append(step.step, value)
+                    self.windows[name].append(step.step, value)
+            if self.learning_rates:
+                self.windows[LEARNING_RATE].append(step.step, self.learning_rates[0][0])
             self._keep_tables(step)
             self.changed = True
         return steps
