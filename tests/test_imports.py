@@ -23,10 +23,11 @@ LAYERS = {
     "samplers": {"state", "leaves"},
     "exporters": {"state", "leaves"},
     "attach": {"leaves"},
+    "history": {"state"},
     "demo": set(),
     "top": {"state", "samplers", "leaves"},
     "leaves": set(),
-    "cli": {"state", "detectors", "intake", "samplers", "exporters", "attach", "demo", "top", "leaves", "wiring"},
+    "cli": {"state", "detectors", "intake", "samplers", "exporters", "attach", "demo", "top", "history", "leaves", "wiring"},
     "wiring": {"state", "detectors", "intake", "samplers", "exporters", "leaves", "wiring"},
 }
 #: Files of gpuwatch/ that any layer may know: settings and their kind.

@@ -24,6 +24,7 @@ COMMANDS = {
     "runs": "List recorded and live runs.",
     "status": "Show the health of one run.",
     "top": "Show GPUs, processes and training jobs live.",
+    "compare": "Compare runs: accuracy and its gap, speed, memory.",
     "alerts": "List findings, or follow them as they come.",
     "explain": "Say what a rule means and what to do.",
     "dashboards": "Write the Grafana dashboards to a folder.",
