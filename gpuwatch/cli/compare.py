@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _RATIO_COLUMNS = ("speed-up", "saved")
 
 
-@click.command(short_help="Compare runs: accuracy, gap, speed, memory.")
+@click.command(short_help="Compare runs: accuracy and its gap, speed, memory.")
 @click.argument("runs", nargs=-1, required=True, shell_complete=recorded.complete, metavar="RUN RUN...")
 @click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array with one object for each run.")
