@@ -1,4 +1,4 @@
-"""All rules over all runs: a step goes in, findings come out."""
+"""All rules over all runs: a step or a moment goes in, findings come out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuwatch.detectors.episode import Episode
+from gpuwatch.detectors.moment import Moment
 from gpuwatch.detectors.regime import Regime
 from gpuwatch.detectors.registry import RULES, thresholds
-from gpuwatch.detectors.rule import Rule
+from gpuwatch.detectors.rule import AnyRule, MomentRule, Rule, Thresholds
 from gpuwatch.detectors.sample import Sample
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.runs import Run
@@ -23,7 +24,7 @@ class Engine:
 
     def __init__(self, settings: Mapping[str, Mapping[str, bool | float | str]] | None = None) -> None:
         self.faults: dict[str, int] = {}  # rule -> times that it raised
-        self._rules = []
+        self._rules: list[tuple[type[AnyRule[Any]], Thresholds]] = []
         for rule in RULES:
             given = dict((settings or {}).get(rule.name, {}))
             if given.pop("enabled", True):
@@ -32,13 +33,18 @@ class Engine:
 
     def observe(self, run: Run, step: Step) -> list[Finding]:
         """The findings that opened, grew more severe or closed with this step."""
-        watch = self._watches.get(run.directory)
-        if watch is None:
-            watch = self._watches[run.directory] = Watch([rule(settings) for rule, settings in self._rules])
-        changed = watch.observe(run, step, self.faults)
+        changed = self._watch(run).observe(run, step, self.faults)
         for finding in changed:
             if finding.step == step.step and finding.state == "active":
                 finding.time = run.wall_seconds(step.monotonic_ns)
+        return changed
+
+    def look(self, run: Run, moment: Moment) -> list[Finding]:
+        """The same of a moment: what opened, grew more severe or closed."""
+        changed = self._watch(run).look(moment, self.faults)
+        for finding in changed:
+            if not finding.time:
+                finding.time = run.wall_seconds(moment.monotonic_ns)
         return changed
 
     def end(self, run: Run) -> list[Finding]:
@@ -46,31 +52,57 @@ class Engine:
         watch = self._watches.pop(run.directory, None)
         return watch.end() if watch is not None else []
 
+    def _watch(self, run: Run) -> Watch:
+        watch = self._watches.get(run.directory)
+        if watch is None:
+            watch = self._watches[run.directory] = Watch([rule(settings) for rule, settings in self._rules])
+        return watch
+
 
 class Watch:
     """The rules of one run."""
 
-    def __init__(self, rules: list[Rule[Any]]) -> None:
-        self._rules = [(rule, Episode(rule)) for rule in rules]
+    def __init__(self, rules: list[AnyRule[Any]]) -> None:
+        self._rules = [(rule, Episode(rule)) for rule in rules if isinstance(rule, Rule)]
+        self._moment_rules = [(rule, Episode(rule)) for rule in rules if isinstance(rule, MomentRule)]
         self._regime = Regime()
         self._faults: dict[str, int] = {}
 
     def observe(self, run: Run, step: Step, faults: dict[str, int]) -> list[Finding]:
         sample = Sample(step, run.tensors, run.counters.dropped, new_regime=self._regime.observe(step))
         sample.rate_jump = self._regime.jump
+        sample.facts, sample.scalars, sample.events = run.facts, run.scalars, run.events
         changed = []
         for rule, episode in self._rules:
-            if self._faults.get(rule.name, 0) >= MAX_FAULTS:
+            if self._faults and self._faults.get(rule.name, 0) >= MAX_FAULTS:
                 continue
             try:
                 finding = episode.judge(sample.number, rule.judge(sample))
             except Exception:  # noqa: BLE001  # one rule's bug must not cost the others, nor the run
-                self._faults[rule.name] = self._faults.get(rule.name, 0) + 1
-                faults[rule.name] = faults.get(rule.name, 0) + 1
+                self._fault(rule.name, faults)
+                continue
+            if finding is not None:
+                changed.append(finding)
+        return changed
+
+    def look(self, moment: Moment, faults: dict[str, int]) -> list[Finding]:
+        changed = []
+        for rule, episode in self._moment_rules:
+            if self._faults.get(rule.name, 0) >= MAX_FAULTS:
+                continue
+            try:
+                finding = episode.judge(moment.step, rule.judge(moment))
+            except Exception:  # noqa: BLE001  # as above
+                self._fault(rule.name, faults)
                 continue
             if finding is not None:
                 changed.append(finding)
         return changed
 
     def end(self) -> list[Finding]:
-        return [finding for _, episode in self._rules if (finding := episode.end()) is not None]
+        episodes = [episode for _, episode in self._rules] + [episode for _, episode in self._moment_rules]
+        return [finding for episode in episodes if (finding := episode.end()) is not None]
+
+    def _fault(self, rule: str, faults: dict[str, int]) -> None:
+        self._faults[rule] = self._faults.get(rule, 0) + 1
+        faults[rule] = faults.get(rule, 0) + 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from gpuwatch.detectors.rule import Quiet, Rule, Verdict
+from gpuwatch.detectors.rule import AnyRule, Quiet, Verdict
 from gpuwatch.state.findings import SEVERITIES, Finding
 
 
 class Episode:
     """The hysteresis of one rule in one run."""
 
-    def __init__(self, rule: Rule[Any]) -> None:
+    def __init__(self, rule: AnyRule[Any]) -> None:
         self.finding: Finding | None = None  # the open one
         self._rule = rule
         self._recent: deque[tuple[int, Verdict | None]] = deque(maxlen=rule.open_within)

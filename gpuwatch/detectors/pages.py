@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 
 from gpuwatch.detectors.registry import RULES
-from gpuwatch.detectors.rule import Rule, Thresholds
+from gpuwatch.detectors.rule import AnyRule, Thresholds
 
 
-def title(rule: type[Rule[Any]]) -> str:
+def title(rule: type[AnyRule[Any]]) -> str:
     """What the rule says, in one sentence."""
     return _text(rule).partition("\n")[0]
 
 
-def page(rule: type[Rule[Any]]) -> str:
+def page(rule: type[AnyRule[Any]]) -> str:
     """The rule's page in Markdown."""
     first, _, rest = _text(rule).partition("\n")
     lines = [f"# {rule.name}", "", first, rest.rstrip(), "", "## Evidence and thresholds", "", f"Statistic: {rule.statistic}."]
@@ -46,5 +46,5 @@ def _meanings(thresholds: type[Thresholds]) -> dict[str, str]:
     return {name: field["description"] for name, field in described.get("properties", {}).items()}
 
 
-def _text(rule: type[Rule[Any]]) -> str:
+def _text(rule: type[AnyRule[Any]]) -> str:
     return inspect.cleandoc(sys.modules[rule.__module__].__doc__ or rule.statistic)

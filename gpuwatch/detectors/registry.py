@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gpuwatch.detectors.rule import Rule, Thresholds
+from gpuwatch.detectors.rule import AnyRule, Thresholds
 from gpuwatch.detectors.rules.amp_skip_rate import AmpSkipRate
 from gpuwatch.detectors.rules.data_starvation import DataStarvation
 from gpuwatch.detectors.rules.exploding_gradient import ExplodingGradient
@@ -22,7 +22,7 @@ from gpuwatch.detectors.rules.unscaled_clipping import UnscaledClipping
 from gpuwatch.detectors.rules.update_ratio_high import UpdateRatioHigh
 from gpuwatch.detectors.rules.vanishing_gradient import VanishingGradient
 
-RULES: tuple[type[Rule[Any]], ...] = (
+RULES: tuple[type[AnyRule[Any]], ...] = (
     NonfiniteLoss,
     NonfiniteGradient,
     ExplodingGradient,
@@ -37,10 +37,10 @@ RULES: tuple[type[Rule[Any]], ...] = (
     HookOverhead,
     RecordsOverwritten,
 )
-BY_NAME: dict[str, type[Rule[Any]]] = {rule.name: rule for rule in RULES}
+BY_NAME: dict[str, type[AnyRule[Any]]] = {rule.name: rule for rule in RULES}
 
 
-def thresholds(rule: type[Rule[Any]], given: Mapping[str, bool | float | str]) -> Thresholds:
+def thresholds(rule: type[AnyRule[Any]], given: Mapping[str, bool | float | str]) -> Thresholds:
     """A rule's thresholds with what the configuration says. Raises ValueError with the path of what is wrong."""
     try:
         return msgspec.convert(dict(given), rule.thresholds_type)

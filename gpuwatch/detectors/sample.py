@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from gpuwatch.state import layers
 from gpuwatch.state.names import NameTable
+from gpuwatch.state.records import Event, Scalar
 from gpuwatch.state.steps import Step
 
 #: A jump of the learning rate is named as a cause for this many steps.
 CAUSE_STEPS = 50
-NOTHING_DROPPED: Mapping[str, int] = {}
+NOTHING: Mapping[str, Any] = {}
 
 
 class Sample:
     """One step of one run. Per-tensor arrays are indexed like the name table and unpacked when a rule first asks."""
 
-    def __init__(
-        self, step: Step, names: NameTable, dropped: Mapping[str, int] = NOTHING_DROPPED, *, new_regime: bool = False
-    ) -> None:
+    def __init__(self, step: Step, names: NameTable, dropped: Mapping[str, int] = NOTHING, *, new_regime: bool = False) -> None:
         self.step = step
         self.number = step.step
         self.values = step.values
@@ -29,6 +29,9 @@ class Sample:
         self.dropped = dropped  # records lost since the run began, by reason
         self.rate_jump: tuple[int, float, float] | None = None  # the last: step, learning rate before, and after
         self.new_regime = new_regime  # the optimizer was set up anew: what was normal before says nothing now
+        self.facts: Mapping[str, str | int | float | bool] = NOTHING  # about the run, as of now rather than of this step
+        self.scalars: Mapping[str, Scalar] = NOTHING  # the last of each tag that the job logged, as of now
+        self.events: Sequence[Event] = ()  # the run's last ones; a new list whenever there is another
 
     @cached_property
     def applied(self) -> bool:

@@ -29,3 +29,14 @@ class Durations:
     @property
     def count(self) -> int:
         return sum(self.counts)
+
+    def quantile(self, share: float) -> float:
+        """Seconds that this share of the durations did not exceed, rounded up to a bound; 0.0 without durations."""
+        wanted, seen = share * self.count, 0
+        if not wanted:
+            return 0.0
+        for bound, count in zip(self.bounds_seconds, self.counts, strict=False):
+            seen += count
+            if seen >= wanted:
+                return bound
+        return self.sum_seconds  # beyond every bound
