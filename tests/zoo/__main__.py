@@ -1,0 +1,82 @@
+"""`make zoo`: run the programs, judge the rules by their labels, print the table. `python -m tests.zoo --help`."""
+
+import argparse
+import importlib
+import json
+import pkgutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tests.zoo.half_a
+from gpuwatch.detectors.registry import RULES
+from tests.zoo import score
+from tests.zoo.keeper import Keeper, Outcome
+from tests.zoo.program import PROGRAMS
+from tests.zoo.replay import replay
+from tests.zoo.table import document, report
+
+
+def main() -> int:
+    options = _options()
+    _import_all()
+    programs = [p for p in PROGRAMS.values() if p.half in options.half and (not options.only or p.name in options.only)]
+    if options.replay:
+        recorded = json.loads((options.replay / "outcomes.json").read_text())
+        programs = [program for program in programs if program.name in recorded]
+        outcomes = {p.name: Outcome(replay(options.replay / "runs" / p.name), **recorded[p.name]) for p in programs}
+    else:
+        outcomes = _run(programs, options.keep)
+    rules = {rule.name for rule in RULES}
+    verdicts = [score.judge(program, outcomes[program.name], rules) for program in programs]
+    print(report(verdicts, rules))
+    if options.json:
+        options.json.write_text(json.dumps(document(verdicts, rules), indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(report(verdicts, rules) + "\n")
+    short = score.shortfalls(verdicts)
+    for sentence in short:
+        print(sentence)
+    return 1 if short and options.check else 0
+
+
+def _run(programs, keep):
+    with tempfile.TemporaryDirectory(prefix="zoo-") as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        keeper = Keeper(folder)
+        try:
+            for place, program in enumerate(programs, 1):
+                started = time.monotonic()
+                keeper.run(program)
+                took = time.monotonic() - started
+                print(f"{place:3} of {len(programs)}  {program.name}  {took:.1f} s", file=sys.stderr, flush=True)
+            outcomes = keeper.outcomes(programs)
+        finally:
+            keeper.close()
+        facts = {name: {"steps": outcome.steps, "seconds": outcome.seconds} for name, outcome in outcomes.items()}
+        (folder / "outcomes.json").write_text(json.dumps(facts))
+        return outcomes
+
+
+def _options():
+    parser = argparse.ArgumentParser(prog="python -m tests.zoo", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--half", choices=["A", "B", "AB"], default="AB", help="programs from before or after the tuning")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these programs")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write everything to this file")
+    parser.add_argument("--markdown", type=Path, metavar="F", help="also write the tables to this file")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a number is missed")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the recorded runs here")
+    parser.add_argument("--replay", type=Path, metavar="DIR", help="judge runs kept there again, without training")
+    return parser.parse_args()
+
+
+def _import_all():
+    for package in (tests.zoo.half_a,):
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Written before the rules were tuned."""

@@ -1,0 +1,148 @@
+"""Runs programs of the zoo: each in a fork of this process, which has imported torch once, under the hooks and one real daemon.
+
+The import takes longer than most programs do. Everything else is as `gpuwatch run` does it: the hooks are put in by their own
+bootstrap, find the daemon by the environment, and are told of the process's end by atexit.
+"""
+
+import atexit
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch._dynamo  # the first optimizer imports it, which takes a second
+
+from gpuwatch.state import frames
+from gpuwatch.state.findings import Finding
+from gpuwatch.state.journal_reader import JournalReader
+from tests.running_daemon import RunningDaemon, wait_until
+from tests.zoo.program import Program
+
+#: Steps here last a millisecond: the hooks' own share of that says nothing about jobs, so nothing is thinned and the rule
+#: that watches it is off. Timing noise of a shared machine is the rules' business and stays.
+ENVIRONMENT = {"GPUWATCH": "1", "GPUWATCH_HOOKS_OVERHEAD_BUDGET": "1.0", "GPUWATCH_HOOKS_RING_SLOTS": "2048"}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1"}
+RULES = {"rules": {"hook_overhead": {"enabled": False}}}
+PROGRAM_SECONDS = 60.0
+
+
+class Outcome(NamedTuple):
+    """What came of one program: its findings, the steps that its first rank took, and how long it ran."""
+
+    findings: list[Finding]
+    steps: int
+    seconds: float
+
+
+class Keeper:
+    """Owns the daemon and the folder of the runs, which stays when that is what `folder` asks for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        torch.set_num_threads(1)  # a pool of threads would not survive the fork
+        self._daemon = RunningDaemon(folder, **{f"rules__{rule}": settings for rule, settings in RULES["rules"].items()})
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def runs(self) -> Path:
+        return self._daemon.logdir
+
+    def run(self, program: Program) -> None:
+        """Run one program to its end. Raises RuntimeError when it fails by itself: it is then no training at all."""
+        started = time.monotonic()
+        more = {"RANK": "0", "WORLD_SIZE": str(program.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        children = []
+        for rank in range(program.ranks):
+            environment = {**ENVIRONMENT, "GPUWATCH_SOCKET": str(self._daemon.socket), "GPUWATCH_RUN": program.name}
+            environment["GPUWATCH_TOKEN"] = program.name
+            if program.ranks > 1:
+                environment |= more | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            sys.stdout.flush()
+            child = os.fork()
+            if not child:
+                _become(program, environment, self.folder / f"{program.name}.{rank}.txt")
+            children.append(child)
+        failed = [rank for rank, child in enumerate(children) if not self._ended_well(child, started)]
+        if failed:
+            said = (self.folder / f"{program.name}.{failed[0]}.txt").read_text()
+            raise RuntimeError(f"{program.name} is no training: rank {failed[0]} failed\n{said}")
+        self._seconds[program.name] = time.monotonic() - started
+
+    def close(self) -> None:
+        self._daemon.kill()
+
+    def outcomes(self, programs: list[Program]) -> dict[str, Outcome]:
+        """What the daemon has judged, read from its journals; it is ended before, so that everything is in them."""
+        names = {program.name for program in programs}
+
+        def over() -> bool:
+            known = [run for run in self._daemon.runs().values() if run.run in names]
+            return len(known) >= sum(program.ranks for program in programs) and all(run.status != "live" for run in known)
+
+        wait_until(over, 30)
+        time.sleep(1.0)  # judging is a tenth of a second behind
+        unjudged = sum(count for name, count in self._daemon.metrics().items() if "steps_not_judged" in name)
+        if unjudged:
+            raise RuntimeError(f"{unjudged:g} steps were not judged: this machine was too busy for the zoo")
+        if self._daemon.end() != 0:
+            raise RuntimeError(f"the daemon did not end well:\n{self._daemon.log.read_text()}")
+        steps = {run.run: run.step for run in self._daemon.runs().values()}
+        return {name: Outcome(findings(self.runs / name), steps[name], self._seconds[name]) for name in sorted(names)}
+
+    def _ended_well(self, child: int, started: float) -> bool:
+        while True:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return status == 0
+            if time.monotonic() - started > PROGRAM_SECONDS:
+                os.kill(child, 9)
+                os.waitpid(child, 0)
+                return False
+            time.sleep(0.005)
+
+
+def findings(folder: Path) -> list[Finding]:
+    """The findings of a run (of all its ranks), as the daemon last wrote them."""
+    last: dict[tuple[int, str, str, int], Finding] = {}
+    for journal in sorted(folder.rglob("journal")):
+        reader = JournalReader(journal)
+        while entries := reader.read():
+            for entry in entries:
+                if entry.frame.kind == frames.KIND_FINDING:
+                    finding = entry.frame.decode()
+                    last[finding.rank, finding.rule, finding.layer, finding.step] = finding
+        reader.close()
+    return sorted(last.values(), key=lambda finding: (finding.step, finding.rule))
+
+
+def _become(program: Program, environment: dict[str, str], output: Path) -> None:
+    """In the forked child: be the training process, and never return."""
+    status = 1
+    try:
+        atexit._clear()
+        descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.environ.update(environment)
+        torch.manual_seed(0)
+        from gpuwatch_hooks import bootstrap
+
+        bootstrap.start()
+        program.train()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,86 @@
+"""The zoo's result as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from tests.zoo.score import Score, Verdict, scores, shortfalls
+
+
+def report(verdicts: list[Verdict], rules: set[str]) -> str:
+    """Both halves apart, then every miss and false alarm by name."""
+    parts = [f"{_machine()}", ""]
+    for half in sorted({verdict.program.half for verdict in verdicts}):
+        chosen = [verdict for verdict in verdicts if verdict.program.half == half]
+        healthy = sum(verdict.program.is_healthy for verdict in chosen)
+        steps = sum(verdict.outcome.steps for verdict in chosen)
+        title = f"## Half {half}: {healthy} healthy programs, {len(chosen) - healthy} broken ones, {steps:,} steps"
+        parts += [title, "", *_table(scores(chosen)), "", *_named(chosen), ""]
+    unjudged = sorted({rule for v in verdicts for rule in v.program.expects if rule not in rules})
+    if unjudged:
+        parts += [f"Expected of rules that do not exist yet: {', '.join(unjudged)}.", ""]
+    return "\n".join(parts).rstrip()
+
+
+def document(verdicts: list[Verdict], rules: set[str]) -> dict:
+    """The same for machines."""
+    halves = {}
+    for half in sorted({verdict.program.half for verdict in verdicts}):
+        chosen = [verdict for verdict in verdicts if verdict.program.half == half]
+        halves[half] = [{**s._asdict(), "recall": s.recall, "precision": s.precision} for s in scores(chosen)]
+    programs = [
+        {
+            "name": v.program.name,
+            "half": v.program.half,
+            "fault": v.program.fault,
+            "expects": v.program.expects,
+            "onset": v.program.onset,
+            "steps": v.outcome.steps,
+            "seconds": round(v.outcome.seconds, 2),
+            "found": v.found,
+            "missed": v.missed,
+            "false": [[f.rule, f.severity, f.step, f.summary] for f in v.false],
+            "findings": [[f.rule, f.severity, f.step, f.first_step, f.last_step, f.summary] for f in v.outcome.findings],
+        }
+        for v in verdicts
+    ]
+    return {"machine": _machine(), "scores": halves, "programs": programs, "missed": shortfalls(verdicts)}
+
+
+def _table(rows: list[Score]) -> list[str]:
+    cells = [("rule", "faults", "found", "recall", "false", "precision", "median steps to find"), *map(_cells, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    recall = "" if score.recall is None else f"{score.recall:.2f}"
+    precision = "" if score.precision is None else f"{score.precision:.2f}"
+    steps = "" if score.steps is None else f"{score.steps:g}"
+    return score.rule, str(score.expected), str(score.found), recall, str(score.false), precision, steps
+
+
+def _named(verdicts: list[Verdict]) -> list[str]:
+    lines = []
+    for verdict in verdicts:
+        program = verdict.program
+        kind = "healthy" if program.is_healthy else f"broken at step {program.onset}: {program.fault}"
+        lines += [f"- missed: {rule} in `{program.name}` ({kind})" for rule in verdict.missed]
+        for finding in verdict.false:
+            lines.append(f"- false ({finding.severity}): {finding.rule} in `{program.name}` ({kind}): {finding.summary}")
+    return lines or ["Nothing missed, nothing false."]
+
+
+def _machine() -> str:
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")), "")
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    cores = len(os.sched_getaffinity(0))
+    versions = f"Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
+    return f"{model or platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}; {versions}; commit {commit or 'unknown'}"
