@@ -8,6 +8,7 @@ from gpuwatch.intake.intake import Intake
 from gpuwatch.notify import Notifier
 from gpuwatch.samplers.host import HostSampler
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.state import trouble
 from gpuwatch.state.store import State
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,12 @@ class Upkeep:
 
     def _judge_journals(self) -> None:
         with self._state.lock:
-            paused = {
-                run.directory: ", ".join(sorted(run.journal.errors))
+            troubled = {
+                run.directory: trouble.of(run)
                 for run in self._state.runs.values()
-                if run.journal is not None and run.journal.paused
+                if run.status == "live" or (run.journal is not None and run.journal.paused)
             }
+        paused = {directory: why for directory, why in troubled.items() if why}
         for directory in sorted(paused.keys() - self._paused):
             log.warning("%s: the journal is paused (%s); metrics go on", directory, paused[directory])
         for directory in sorted(self._paused - paused.keys()):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpuwatch_hooks import wire
 
+from gpuwatch.cli import standing
 from gpuwatch.cli.runs import STATUS_COLOURS
 from gpuwatch.cli.terminal import (
     bar,
@@ -50,10 +51,12 @@ def lines(ranks: list[Recorded]) -> Iterator[str]:
 
 def _head(rank: Recorded) -> Iterator[str]:
     known = rank.summary
-    status = paint(rank.status, STATUS_COLOURS[rank.status], bold=True)
+    status = paint(standing.whole(rank), STATUS_COLOURS[rank.status], bold=True)
     ranks = f", rank {known.rank} of {known.world_size}" if known.world_size > 1 else ""
     name = paint(known.run, "", bold=True)
     yield f"{name}  {status}{ranks}  step {known.step:,}{_rate(rank)}, {quantity_of_seconds(rank.lasted_seconds)}"
+    if old := standing.age(rank):
+        yield "  " + paint(old, "yellow")
     hello = known.hello
     about = [
         hello.program,
@@ -80,6 +83,8 @@ def _rate(rank: Recorded) -> str:
 
 def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
     known = rank.summary
+    if why := standing.shortfall(known.step, known.kept_step, known.trouble, known.counters.dropped.get("journal", 0)):
+        yield "NOT KEPT", paint(why, "red")
     values = {name: summary.number(value) for name, value in known.values.items()}
     recent = {name: [summary.number(value) for value in series] for name, series in known.recent.items()}
     if "loss" in values:
@@ -165,7 +170,7 @@ def _hooks(rank: Recorded, values: dict[str, float]) -> str:
 def _one_line(rank: Recorded) -> str:
     known = rank.summary
     loss = f", loss {number(summary.number(known.values['loss']))}" if "loss" in known.values else ""
-    return f"{paint(rank.status, STATUS_COLOURS[rank.status])}  step {known.step:,}{_rate(rank)}{loss}"
+    return f"{paint(standing.whole(rank), STATUS_COLOURS[rank.status])}  step {known.step:,}{_rate(rank)}{loss}"
 
 
 def _findings(ranks: list[Recorded]) -> Iterator[str]:

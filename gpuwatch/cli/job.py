@@ -53,6 +53,10 @@ class Job:
             self.release()
             raise
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def wait(self, other_child: Callable[[], None]) -> int:
         """Pass signals on until the command ends; its exit code, or minus the signal that killed it.
 

@@ -23,10 +23,12 @@ class Recorded(NamedTuple):
 
     @property
     def status(self) -> str:
-        """As in run.json, except that a live run whose process is gone was lost together with its daemon."""
-        if self.summary.status == "live" and not _is_alive(self.summary.identity.pid, self.summary.identity.start_ticks):
+        """As in run.json, except that a live run whose process or daemon is gone is lost: nobody follows it any more."""
+        known = self.summary
+        followers = [known.identity] if known.daemon is None else [known.identity, known.daemon]
+        if known.status == "live" and not all(_is_alive(process.pid, process.start_ticks) for process in followers):
             return "lost"
-        return self.summary.status
+        return known.status
 
     @property
     def steps_per_second(self) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,19 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from gpuwatch import announcement, paths
-from gpuwatch.cli import recorded
+from gpuwatch.cli import closing, recorded
+from gpuwatch.cli.closing import Answer
 from gpuwatch.cli.injection import injected_environment, program_name, why_unseen
 from gpuwatch.cli.job import CannotStartError, Job, end_like
 from gpuwatch.cli.private_daemon import DaemonFailedError, PrivateDaemon, user_environment
-from gpuwatch.cli.recorded import Recorded
 from gpuwatch.state.directories import reduce_name
-from gpuwatch.state.findings import SEVERITIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: A shared daemon writes run.json about once a second; the last step is in it by then.
-_SETTLE_SECONDS = 3.0
 
 
 class Options(NamedTuple):
@@ -86,10 +81,13 @@ def supervise(options: Options, opened: Callable[[str], object] | None = None) -
             status = job.wait(lambda: _say(options, daemon.look_after() if daemon else ""))
         finally:
             job.release()
+        answer = closing.ask(socket_path, token, job.pid, status)
+        if daemon is None and answer is not None and answer.runs:
+            answer = closing.settle(socket_path, token, job.pid, status)
     finally:
         warning = daemon.end() if daemon else ""
     _say(options, warning)
-    _report(options, logdir, _runs_of(token, logdir, settled=daemon is None), environ)
+    _report(options, logdir, closing.completed(answer, closing.on_disk(token, logdir)), environ, status)
     return status
 
 
@@ -122,33 +120,18 @@ def _announce(options: Options, logdir: Path, daemon: PrivateDaemon | None) -> N
     _say(options, f"recording as {options.name} in {logdir}{where}{other}")
 
 
-def _runs_of(token: str, logdir: Path, *, settled: bool) -> list[Recorded]:
-    """The processes that this run's command trained in; with `settled`, once the shared daemon has noticed that they ended."""
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while True:
-        found = [process for process in recorded.scan(logdir) if process.summary.hello.token == token]
-        if not settled or time.monotonic() >= deadline or (found and all(p.summary.status != "live" for p in found)):
-            return found
-        time.sleep(0.1)
-
-
-def _report(options: Options, logdir: Path, processes: list[Recorded], environ: dict[str, str]) -> None:
+def _report(options: Options, logdir: Path, answer: Answer, environ: dict[str, str], status: int) -> None:
     if options.quiet:
         return
-    if not os.access(logdir, os.R_OK | os.X_OK):
+    if any(process.step for process in answer.runs):
+        for sentence in closing.sentences(answer, logdir, status):
+            _say(options, sentence)
+    elif answer.refused:
+        _say(options, f"NOTHING WAS RECORDED: {answer.refused}")
+    elif not os.access(logdir, os.R_OK | os.X_OK):
         _say(options, f"recorded by this node's daemon in {logdir}, which you may not read")
-        return
-    if not any(process.summary.step for process in processes):
+    else:
         _say(options, f"no training step was seen: {why_unseen(options.command, environ)}")
-        return
-    steps = max(process.summary.step for process in processes)
-    ranks = f" on {len(processes)} ranks" if len(processes) > 1 else ""
-    every = [finding for process in processes for finding in process.summary.findings]
-    findings = {finding.rule: finding.severity for finding in sorted(every, key=lambda f: SEVERITIES.index(f.severity))}
-    found = ", ".join(f"{rule} ({severity})" for rule, severity in findings.items()) or "none"
-    name = processes[0].summary.run
-    show = f"gpuwatch status {name} --logdir {shlex.quote(str(logdir))}"
-    _say(options, f"{steps:,} steps recorded{ranks}, findings: {found}; see {show}")
 
 
 def _say(options: Options, sentence: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpuwatch.cli import recorded
+from gpuwatch.cli import recorded, standing
 from gpuwatch.cli.terminal import dim, number, paint, quantity_of_seconds
 from gpuwatch.state import summary
 
@@ -42,11 +42,12 @@ def command(logdir: Path | None, as_json: bool) -> None:
         by_run.setdefault(process.summary.run, []).append(process)
     table: list[tuple[str, ...]] = [("RUN", "STATUS", "RANKS", "STEP", "LOSS", "STARTED", "LASTED", "FINDINGS")]
     table += [_row(processes) for processes in by_run.values()]
+    statuses = [_worst(processes).status for processes in by_run.values()]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for index, row in enumerate(table):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         if index:
-            cells[1] = paint(cells[1], STATUS_COLOURS[row[1]])
+            cells[1] = paint(cells[1], STATUS_COLOURS[statuses[index - 1]])
         line = "  ".join(cells).rstrip()
         click.echo(line if index else dim(line))
 
@@ -61,7 +62,9 @@ def facts(process: Recorded) -> dict[str, Any]:
         "world_size": known.world_size,
         "attempt": known.attempt,
         "status": process.status,
+        "standing": standing.whole(process),
         "step": known.step,
+        "kept_step": known.step if known.kept_step is None else known.kept_step,
         "loss": known.values.get("loss"),
         "steps_per_second": process.steps_per_second,
         "started_wall_seconds": known.started_wall_seconds,
@@ -71,15 +74,24 @@ def facts(process: Recorded) -> dict[str, Any]:
     }
 
 
+def _latest(processes: list[Recorded]) -> Recorded:
+    return max(processes, key=lambda process: process.summary.updated_wall_seconds)
+
+
+def _worst(processes: list[Recorded]) -> Recorded:
+    """The process that a run's status is taken from: of its last attempt a live one, else one that did not end well."""
+    attempt = _latest(processes).summary.attempt
+    order = ("live", "failed", "lost", "finished")
+    return min((p for p in processes if p.summary.attempt == attempt), key=lambda process: order.index(process.status))
+
+
 def _row(processes: list[Recorded]) -> tuple[str, ...]:
-    latest = max(processes, key=lambda process: process.summary.updated_wall_seconds)
-    statuses = {process.status for process in processes if process.summary.attempt == latest.summary.attempt}
-    status = next(name for name in ("live", "failed", "lost", "finished") if name in statuses)
+    latest = _latest(processes)
     loss = latest.summary.values.get("loss")
     rules = sorted({finding.rule for process in processes for finding in process.summary.findings})
     return (
         latest.summary.run,
-        status,
+        standing.short(_worst(processes)),
         str(latest.summary.world_size),
         f"{max(process.summary.step for process in processes):,}",
         "-" if loss is None else number(summary.number(loss)),

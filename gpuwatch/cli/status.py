@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from gpuwatch.cli import card, recorded
+from gpuwatch.cli import card, recorded, standing
 from gpuwatch.cli.recorded import Recorded
 from gpuwatch.state.summary import jsonable
 
@@ -39,12 +39,14 @@ def command(run: str | None, logdir: Path | None, as_json: bool) -> None:
 
 def _facts(rank: Recorded) -> dict[str, Any]:
     facts: dict[str, Any] = msgspec.to_builtins(rank.summary, str_keys=True)
-    for private in ("checkpoint", "identity", "version"):
+    for private in ("checkpoint", "identity", "version", "daemon"):
         del facts[private]
     for finding in facts["findings"]:
         finding.update({name: jsonable(finding[name]) for name in ("value", "threshold")})
     facts["pid"] = rank.summary.identity.pid
     facts["path"] = str(rank.path)
     facts["status"] = rank.status
+    facts["standing"] = standing.whole(rank)
+    facts["kept_step"] = rank.summary.step if rank.summary.kept_step is None else rank.summary.kept_step
     facts["steps_per_second"] = rank.steps_per_second
     return facts

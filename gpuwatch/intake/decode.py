@@ -65,7 +65,15 @@ class Command(msgspec.Struct, frozen=True):
     settings: dict[str, int | float | bool]
 
 
-Message = HelloMessage | Numbered | MediaMessage | Bye | Command
+class Ended(msgspec.Struct, frozen=True):
+    """`gpuwatch run` says how its command, the process `pid`, ended: its exit code, or minus the signal that killed it."""
+
+    token: str
+    pid: int
+    status: int
+
+
+Message = HelloMessage | Numbered | MediaMessage | Bye | Command | Ended
 VERBS = ("detach", "set")
 
 
@@ -135,6 +143,12 @@ class _Command(msgspec.Struct):
     verb: str
     pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
     settings: Annotated[dict[Name, int | float | bool], msgspec.Meta(max_length=16)] = {}
+
+
+class _Ended(msgspec.Struct):
+    token: Annotated[str, msgspec.Meta(min_length=8, max_length=4 * wire.MAX_NAME_CHARS)]
+    pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    status: Annotated[int, msgspec.Meta(ge=-128, le=255)]
 
 
 def decode_message(data: bytes) -> Message:
@@ -234,6 +248,11 @@ def _command(tree: dict[str, Any]) -> Command:
     return Command(said.verb, said.pid, said.settings)
 
 
+def _ended(tree: dict[str, Any]) -> Ended:
+    said = msgspec.convert(tree, _Ended)
+    return Ended(clean_text(said.token), said.pid, said.status)
+
+
 _DECODERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "hello": _hello,
     "names": _names,
@@ -242,4 +261,5 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "meta": _meta,
     "bye": _bye,
     "command": _command,
+    "ended": _ended,
 }

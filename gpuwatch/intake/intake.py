@@ -16,9 +16,9 @@ import msgspec
 from gpuwatch_hooks import wire
 
 from gpuwatch.config import Hooks, Limits
-from gpuwatch.intake import commands
+from gpuwatch.intake import commands, endings
 from gpuwatch.intake.admission import Admission
-from gpuwatch.intake.decode import Command, HelloMessage, Message, VersionError, decode_message
+from gpuwatch.intake.decode import Command, Ended, HelloMessage, Message, VersionError, decode_message
 from gpuwatch.intake.descriptors import DescriptorError, close_all
 from gpuwatch.intake.listener import Listener
 from gpuwatch.intake.peers import Peer, PeerError, Received, namespace_pid, open_pidfd
@@ -38,6 +38,10 @@ BYTES_PER_TURN = 4 << 20
 #: How long no caller is accepted after we ran out of descriptors: the listening socket would stay ready and spin the loop.
 ACCEPT_PAUSE_NS = 200_000_000
 MAX_SESSION_FAULTS = 3
+#: A ring may be as full as this when it is looked at, and is not looked at more often than each MIN_PERIOD_SECONDS for it.
+MAX_FILL_RATIO = 0.125
+MIN_PERIOD_SECONDS = 0.02
+MAX_REFUSALS_KEPT = 64
 
 #: A process has ended, but a child of its may hold the socket and go on talking: this many turns are heard.
 MAX_LAST_TURNS = 256
@@ -65,6 +69,7 @@ class Intake:
         self._limits = limits
         self._hooks = hooks
         self._admission = Admission(limits)
+        self._no_room: dict[str, str] = {}  # token of a job that could not be recorded yet -> why
         self._buffer = bytearray(wire.MAX_MESSAGE_BYTES + 1)
         self._accept_again_ns = 0
         selector.register(listener.socket, selectors.EVENT_READ, self._accept)
@@ -79,8 +84,14 @@ class Intake:
             if now_ns - peer.accepted_ns > self._limits.handshake_seconds * 1e9:
                 self._turn_away(peer, "slow_handshake")
         backlog = [self._read(session, now_ns) for session in list(self.sessions.values())]
-        self._admission.keep_only({session.run.directory for session in self.sessions.values()})
         return any(backlog)
+
+    def patience_seconds(self, period_seconds: float) -> float:
+        """When to look again: after `period_seconds`, or sooner where a ring fills fast, to find it MAX_FILL_RATIO full."""
+        fastest = max((session.fill_ratio_per_second for session in self.sessions.values()), default=0.0)
+        if fastest * period_seconds <= MAX_FILL_RATIO:
+            return period_seconds
+        return max(MAX_FILL_RATIO / fastest, min(period_seconds, MIN_PERIOD_SECONDS))
 
     def idle_seconds(self, now_ns: int) -> float:
         """How long no ring has brought anything."""
@@ -172,6 +183,9 @@ class Intake:
             if isinstance(message, Command) and not received.fds:
                 self._say(peer, commands.obey(message, peer.identity, self.sessions.values()))
                 return len(received.data)
+            if isinstance(message, Ended) and not received.fds:
+                self._say(peer, endings.conclude(message, peer.identity, self._state, self._no_room))
+                return len(received.data)
             if not isinstance(message, HelloMessage) or len(received.fds) != 1:
                 raise DecodeError("the first message is not a hello with a ring")
             self._greet(peer, message, received.fds)
@@ -189,7 +203,14 @@ class Intake:
             )
             try:
                 hello = msgspec.structs.replace(message.hello, ns_pid=namespace_pid(identity.pid) or message.hello.ns_pid)
-                run = self._state.open_run(hello, identity)
+                try:
+                    run = self._state.open_run(hello, identity)
+                except RefusedError as error:
+                    self._no_room[hello.token] = str(error)
+                    for forgotten in list(self._no_room)[:-MAX_REFUSALS_KEPT]:
+                        del self._no_room[forgotten]
+                    raise
+                self._no_room.pop(hello.token, None)
                 session = Session(identity, reader, run, open_pidfd(identity))
             except BaseException:
                 reader.close()
@@ -302,6 +323,7 @@ class Intake:
         if session.peer is not None:
             self._drop(session.peer)
         session.close()
+        self._admission.keep_only({other.run.directory for other in self.sessions.values()})
         self._state.process_gone(session.run)
         log.info("%s: %s at step %d", session.run.directory, session.run.status, session.run.last_step)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 import msgspec
 from gpuwatch_hooks import wire
 
 from gpuwatch.config import Limits
 from gpuwatch.intake.admission import Admission
-from gpuwatch.intake.decode import Bye, Command, HelloMessage, MediaMessage, Message
+from gpuwatch.intake.decode import Bye, Command, Ended, HelloMessage, MediaMessage, Message
 from gpuwatch.intake.descriptors import DescriptorError
 from gpuwatch.intake.media import read_media
 from gpuwatch.intake.peers import Peer
@@ -34,6 +35,9 @@ class Session:
         self.refused = False  # the state would not take a message: the connection must begin again
         self.faults = 0  # batches in a row that could not be taken
         self.last_record_ns = 0
+        self.fill_ratio_per_second = 0.0  # how fast its process filled the ring between the last two looks: 1.0 is all of it
+        self._looked_ns = time.monotonic_ns()
+        self._drops: dict[str, int] = {}  # the hooks' own counters, as they were last
         self._end: int | None = None  # the last record to read, once nothing may follow
         reader.seek(run.resume_sequence)
 
@@ -50,20 +54,29 @@ class Session:
     def take(self, state: State, now_ns: int) -> bool:
         """Move one batch from the ring to the state. True when more is waiting than the batch took."""
         reader = self.reader
+        seconds, self._looked_ns = max(1e-3, (now_ns - self._looked_ns) / 1e9), now_ns
+        self.fill_ratio_per_second = reader.waiting / reader.slot_count / seconds
         lost, damaged = reader.overwritten, reader.damaged
         records = reader.read()
         if reader.overwritten > lost:
             state.drop(self.run, "overwritten", reader.overwritten - lost)
         if reader.damaged > damaged:
             state.drop(self.run, "damaged", reader.damaged - damaged)
-        for reason, count in reader.drops().items():
+        drops = reader.drops()
+        if drops != self._drops:
+            self._drops = drops
+            self._count_drops(state)
+        if not records:
+            return False
+        self.last_record_ns = now_ns
+        state.ring(self.run, [_without_secrets(record) for record in records])
+        return reader.waiting > 0 and not self.drained
+
+    def _count_drops(self, state: State) -> None:
+        for reason, count in self._drops.items():
             known = self.run.counters.dropped.get(reason, 0)
             if count > known:  # the ring's counters and the run's live equally long, so a restart counts nothing twice
                 state.drop(self.run, reason, count - known)
-        if records:
-            self.last_record_ns = now_ns
-            state.ring(self.run, [_without_secrets(record) for record in records])
-        return reader.waiting > 0 and not self.drained
 
     def hear(self, message: Message, fds: list[int], state: State, admission: Admission, limits: Limits) -> int:
         """Take one control message to the state; the bytes of media that it brought. `fds` stay the caller's to close.
@@ -73,7 +86,7 @@ class Session:
         if isinstance(message, Bye):
             self.end()
             return 0
-        if isinstance(message, HelloMessage | Command) or (len(fds) == 1) != isinstance(message, MediaMessage):
+        if isinstance(message, HelloMessage | Command | Ended) or (len(fds) == 1) != isinstance(message, MediaMessage):
             raise DecodeError("a message that does not belong here")
         if message.n <= self.received or self.refused:  # sent again after a reconnect, or behind one that was not taken
             return 0

@@ -7,6 +7,7 @@ O_NOFOLLOW, so that no planted link and no `..` leads out of the log directory.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -172,14 +173,49 @@ def read_file(directory: int, name: str, limit_bytes: int = 1 << 20) -> bytes:
 
 
 def replace_file(directory: int, name: str, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new one, whole. Raises OSError."""
+    """Write a file so that a reader sees the old or the new one, whole. Raises OSError.
+
+    On a full disk the old one is overwritten where it lies, when it has the room: what could not be recorded must at least
+    be told. A reader that comes in that instant may see a mixture, which is not JSON.
+    """
+    try:
+        _write_beside(directory, name, data)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT} or not _overwrite(directory, name, data):
+            raise
+
+
+def _write_beside(directory: int, name: str, data: bytes) -> None:
     temporary = f".{name}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o644, dir_fd=directory)
     try:
-        written = os.write(fd, data)
+        try:
+            written = os.write(fd, data)
+        finally:
+            os.close(fd)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)  # on a full disk a torn file only takes room
+        raise
+
+
+def _overwrite(directory: int, name: str, data: bytes) -> bool:
+    """Put JSON into the blocks that a file has already; False when it has none or too few."""
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        if len(data) > status.st_blocks * 512:
+            return False
+        padded = data.ljust(status.st_size)  # JSON may end in blanks; cutting it would be a second step
+        return os.pwrite(fd, padded, 0) == len(padded)
+    except OSError:
+        return False
     finally:
         os.close(fd)
-    if written != len(data):
-        raise OSError(28, "No space left on device")
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)

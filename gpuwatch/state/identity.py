@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+
 import msgspec
 
 
@@ -11,6 +14,14 @@ class Identity(msgspec.Struct, frozen=True):
     uid: int
     pid: int  # as the daemon's own pid namespace sees it (SO_PEERCRED)
     start_ticks: int  # field 22 of /proc/PID/stat, clock ticks since boot; 0 when it could not be read
+
+
+@functools.cache
+def ourselves() -> Identity:
+    """This process. Not to be asked before a fork."""
+    with open("/proc/self/stat", "rb") as stat:
+        ticks = int(stat.read().rpartition(b")")[2].split()[19])
+    return Identity(os.geteuid(), os.getpid(), ticks)
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 
-from gpuwatch.state import summary
+from gpuwatch.state import summary, trouble
 from gpuwatch.state.findings import Finding, FindingBook
 from gpuwatch.state.frames import Frame
+from gpuwatch.state.identity import ourselves
 from gpuwatch.state.journal import JournalWriter
 from gpuwatch.state.journal_reader import JournalReader, Position
 from gpuwatch.state.records import DecodeError, Scalar
@@ -38,6 +39,9 @@ def summarize(run: Run, findings: list[Finding], wall_seconds: float) -> RunSumm
         parameters=sum(run.tensors.numels),
         findings=findings,
         checkpoint=_checkpoint(run),
+        kept_step=run.kept_step if trouble.incomplete(run) else None,
+        trouble=trouble.of(run),
+        daemon=ourselves(),
         recent={name: [jsonable(v) for v in run.windows[name].means(summary.RECENT_POINTS)] for name in summary.RECENT},
     )
 

@@ -67,6 +67,7 @@ class Run:
         self.windows = {name: Window(WINDOW_POINTS) for name in (*WINDOWED, LEARNING_RATE)}
         self.merger = StepMerger()
         self.journal: JournalWriter | None = None
+        self.kept_step = 0  # the last step that the journal holds
         self.checkpoint: Checkpoint | None = None  # the last one that run.json was given
         self.changed = True  # since run.json was written
         self._rates: dict[int, tuple[tuple[float, float], ...]] = {}  # optimizer -> (learning rate, weight decay) a group
@@ -141,6 +142,14 @@ class Run:
             self.status, self.end_reason = "lost", "gone"
             self.changed = True
         return self._finish(self.merger.close())
+
+    def conclude(self, status: int) -> None:
+        """`gpuwatch run` says how its command, which was this process, ended: exit code, or minus the signal."""
+        if self.status == "live" or (self.end_reason == "exception" and status > 0):
+            return  # it is not over, or has told more than its exit code does
+        self.status = "failed" if status else "finished"
+        self.end_reason = f"signal {-status}" if status < 0 else f"exit {status}" if status else "exit"
+        self.changed = True
 
     def preamble(self) -> Iterator[tuple[int, int, int, bytes]]:
         """What each journal segment begins with: (ring id, monotonic ns, kind, payload)."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from gpuwatch.state import directories, frames, recovery, summary
+from gpuwatch.state import directories, frames, recovery, summary, trouble
 from gpuwatch.state.findings import Finding, FindingBook
 from gpuwatch.state.gpus import Gpus, HostSample
 from gpuwatch.state.identity import Hello, Identity
@@ -87,6 +87,7 @@ class State:
                     run.counters.add_dropped("undecodable", 1)
                     continue
                 self._apply(run, record)
+            trouble.note_kept(run)
 
     def control(self, run: Run, n: int, record: frames.Control) -> bool:
         """A control message with its counter `n`. False when it was not taken, and so must not count as received.
@@ -139,8 +140,8 @@ class State:
             now_ns = self._monotonic_ns()
             for run in list(self.runs.values()):
                 self._settled(run, run.flush(now_ns))
-                if run.journal is not None:
-                    run.journal.flush(now_ns)
+                if run.journal is not None and run.journal.has_pending and run.journal.flush(now_ns):
+                    trouble.note_kept(run)
                 due = now_ns - self._saved_at_ns.get(run.directory, 0) >= SUMMARY_SECONDS * 1e9
                 if run.changed and due:
                     self.save(run)
@@ -152,6 +153,7 @@ class State:
             now_ns = self._saved_at_ns[run.directory] = self._monotonic_ns()
             if run.journal is not None:
                 run.journal.flush(now_ns)  # the checkpoint may not go further than the journal
+                trouble.note_kept(run)
             try:
                 data = summary.encode(recovery.summarize(run, self.findings.of_run(run.directory), self._wall_seconds()))
                 directories.replace_file(run.place.fd, directories.SUMMARY_NAME, data)
@@ -192,6 +194,7 @@ class State:
             raise RefusedError(f"{place.path}: {error.strerror}") from None
         if place.resumed:
             recovery.resume(run, directories.read_file(place.fd, directories.SUMMARY_NAME), self.findings)
+            trouble.note_kept(run)
         self.runs[run.directory] = run
         self.save(run)
         return run

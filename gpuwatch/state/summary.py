@@ -48,7 +48,7 @@ class RunSummary(msgspec.Struct):
     identity: Identity
     hello: Hello
     status: str  # one of STATUSES; a live run whose process is gone was lost with its daemon
-    end_reason: str
+    end_reason: str  # exit, exception, detached; exit N, signal N (`gpuwatch run` told); gone: without a word
     facts: dict[str, str | int | float | bool]
     started_wall_seconds: float
     updated_wall_seconds: float
@@ -63,6 +63,9 @@ class RunSummary(msgspec.Struct):
     checkpoint: Checkpoint | None = None
     recent: dict[str, list[float | str]] = {}  # RECENT fields: their last windows, oldest first, for a plot
     version: int = VERSION
+    kept_step: int | None = None  # the last step that the journal holds, where that is not `step`
+    trouble: str = ""  # why what comes now is not kept: the disk is full, the folder was deleted
+    daemon: Identity | None = None  # who wrote this: when it is gone, nobody follows the run
 
 
 def encode(summary: RunSummary) -> bytes:

@@ -55,13 +55,21 @@ def test_a_run_is_named_after_its_program(gpuwatch):
     assert re.search(r"recording as trains-\d{8}-\d{6} in runs", gpuwatch("run", "--", *TRAINS).stderr)
 
 
-@pytest.mark.parametrize(("ending", "code"), [(("exit", "7"), 7), (("raise", "SIGTERM"), -15), (("raise", "SIGKILL"), -9)])
-def test_it_ends_as_the_command_ended(gpuwatch, ending, code):
+@pytest.mark.parametrize(
+    ("ending", "code", "how"),
+    [
+        (("exit", "7"), 7, "failed, exit 7"),
+        (("raise", "SIGTERM"), -15, "ended by SIGTERM"),
+        (("raise", "SIGKILL"), -9, "killed by SIGKILL"),
+    ],
+)
+def test_it_ends_as_the_command_ended(gpuwatch, ending, code, how):
     result = gpuwatch("run", "--", *TRAINS, *ending)
     assert result.returncode == code, result.stderr
-    assert "20 steps recorded" in result.stderr
+    assert f"20 steps recorded ({how})" in result.stderr
     (run,) = json.loads(gpuwatch("runs", "--json").stdout)
-    assert (run["status"], run["step"]) == ("finished" if code > 0 else "lost", 20)
+    assert (run["status"], run["step"]) == ("failed", 20)
+    assert run["standing"].removesuffix(" (out of memory?)") == how
 
 
 def test_quiet_says_nothing_and_stdin_is_the_commands(gpuwatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import msgspec
 import pytest
@@ -26,13 +27,13 @@ def test_runs_lists_each_run_once(gpuwatch, recorder):
     recorder.run("killed", ending=None, identity=GONE)
     result = gpuwatch("runs", "--logdir", recorder.logdir)
     assert result.returncode == 0, result.stderr
-    rows = {line.split()[0]: line.split()[1:5] for line in result.stdout.splitlines()}
+    rows = {(cells := re.split("  +", line))[0]: cells[1:5] for line in result.stdout.splitlines()}
     assert rows == {
         "RUN": ["STATUS", "RANKS", "STEP", "LOSS"],
         "a": ["finished", "1", "1,234", "0.0008104"],
-        "a-2": ["failed", "1", "2", "0.5"],
+        "a-2": ["failed, exception", "1", "2", "0.5"],
         "multi": ["live", "2", "3", "0.3333"],
-        "killed": ["lost", "1", "3", "0.3333"],
+        "killed": ["not followed", "1", "3", "0.3333"],
     }
     assert "\x1b" not in result.stdout
 
