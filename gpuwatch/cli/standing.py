@@ -74,6 +74,8 @@ def shortfall(step: int, kept_step: int | None, trouble: str, lost_records: int 
         return f"{trouble}, and what was recorded with it"
     because = f": {trouble}" if trouble else ""
     if kept_step is not None and kept_step < step:
+        if not kept_step:
+            return f"none of its steps is on the disk{because}"
         steps = f"step {step:,} is" if kept_step + 1 == step else f"steps {kept_step + 1:,} to {step:,} are"
         return f"{steps} not on the disk{because}"
     if lost_records:

@@ -190,17 +190,22 @@ def _write_beside(directory: int, name: str, data: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(temporary, flags, 0o644, dir_fd=directory)
     try:
-        try:
-            written = os.write(fd, data)
-        finally:
-            os.close(fd)
-        if written != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write_whole(fd, data)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=directory)  # on a full disk a torn file only takes room
         raise
+
+
+def _write_whole(fd: int, data: bytes) -> None:
+    """Write and close. Raises OSError, also where only a part found room."""
+    try:
+        written = os.write(fd, data)
+    finally:
+        os.close(fd)
+    if written != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _overwrite(directory: int, name: str, data: bytes) -> bool:

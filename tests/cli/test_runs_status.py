@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 
 import msgspec
 import pytest
@@ -36,6 +37,23 @@ def test_runs_lists_each_run_once(gpuwatch, recorder):
         "killed": ["not followed", "1", "3", "0.3333"],
     }
     assert "\x1b" not in result.stdout
+
+
+def test_a_run_whose_daemon_is_gone_is_not_followed_and_does_not_count_as_dead(gpuwatch, recorder):
+    recorder.run("left", ending=None)
+    file = recorder.logdir / "left" / "run.json"
+    known = json.loads(file.read_bytes())
+    known["daemon"] = {"uid": 0, "pid": GONE.pid, "start_ticks": 1}
+    file.write_text(json.dumps(known))
+    recorder.run("died", ending=None, identity=GONE)
+    recorder.state.process_gone(recorder.state.runs["died"])
+    since = re.escape(time.strftime("%Y-%m-%d", time.localtime(known["updated_wall_seconds"])))
+    assert re.match(rf"left  not followed since {since} \d\d:\d\d:\d\d  step 3", gpuwatch("status", "left").stdout)
+    assert gpuwatch("status", "died").stdout.startswith("died  died  step 3")
+    rows = {
+        row["run"]: (row["status"], row["standing"].split(" since")[0]) for row in json.loads(gpuwatch("runs", "--json").stdout)
+    }
+    assert rows == {"left": ("lost", "not followed"), "died": ("lost", "died")}
 
 
 def test_runs_json_has_one_object_a_process(gpuwatch, recorder):
