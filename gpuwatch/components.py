@@ -57,27 +57,37 @@ class Guard:
 
 
 class Worker:
-    """A component with a thread: a turn each `period_seconds`, and a last one when it is stopped."""
+    """A component with a thread: a turn at once, one each `period_seconds`, sooner after `hurry`, and a last one at the end."""
 
     def __init__(
         self, name: str, turn: Callable[[], object], stats: SelfStats, period_seconds: float, stale_after_seconds: float = 15.0
     ) -> None:
         self._guard = Guard(name, turn, stats, stale_after_seconds=stale_after_seconds)
         self._period_seconds = period_seconds
-        self._stop = threading.Event()
+        self._stopping = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"gpuwatch-{name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
+    def hurry(self) -> None:
+        """Have the next turn at once. Any thread may ask, and is not kept."""
+        self._wake.set()
+
     def stop(self, timeout_seconds: float) -> bool:
         """Have the last turn and wait for its end. False when the thread hangs; it dies with the process."""
-        self._stop.set()
+        self._stopping = True
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._period_seconds):
+        stopping = False
+        while not stopping:
+            stopping = self._stopping  # read first: the turn behind it then sees everything that was there at the stop
             self._guard.run()
-        self._guard.run()
+            if not stopping:
+                self._wake.wait(self._period_seconds)
+                self._wake.clear()

@@ -83,12 +83,31 @@ def test_a_part_that_never_began_is_known_and_down():
     assert not stats.components()["part"].up
 
 
-def test_a_worker_has_its_last_turn_when_it_is_stopped():
+def test_a_worker_has_a_turn_at_once_one_when_it_is_hurried_and_its_last_when_it_is_stopped():
     turns = []
     worker = Worker("part", lambda: turns.append(time.monotonic()), SelfStats(), period_seconds=60)
     worker.start()
+    wait_until(lambda: len(turns) == 1)
+    worker.hurry()
+    wait_until(lambda: len(turns) == 2)
     assert worker.stop(10)
-    assert len(turns) == 1
+    assert len(turns) == 3
+
+
+def test_a_worker_that_is_stopped_while_it_works_still_has_its_last_turn():
+    turns, go_on = [], threading.Event()
+
+    def turn():
+        turns.append(1)
+        go_on.wait(60)
+
+    worker = Worker("part", turn, SelfStats(), period_seconds=60)
+    worker.start()
+    wait_until(lambda: turns)
+    assert worker.stop(0.0) is False
+    go_on.set()
+    assert worker.stop(10)
+    assert len(turns) == 2
 
 
 def test_a_worker_that_hangs_is_down_by_its_missing_beat_and_does_not_hold_up_the_end():
