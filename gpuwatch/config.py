@@ -29,7 +29,9 @@ class Daemon(Section, frozen=True):
     logdir: str = "runs"  # where runs are recorded: LOGDIR/RUN/[rankN/]
     listen: str = "127.0.0.1:9877"  # address:port of the HTTP exporter; port 0 takes any free one
     socket: str = ""  # path of the control socket; empty: the place that the hooks look in (paths.py)
-    poll_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = 0.25  # how often rings are looked at; one that fills fast, sooner
+    poll_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = (
+        0.25  # how often rings are looked at; one that fills fast, sooner
+    )
     shutdown_seconds: Seconds = 5.0  # SIGTERM drains and flushes for no longer than this
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

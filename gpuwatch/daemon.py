@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 #: of judging where the next ones cost 0.06.
 IDLE_POLL_SECONDS = 0.5
 IDLE_AFTER_SECONDS = 2.0
-TICK_SECONDS = 0.25
+TICK_SECONDS = 0.5
 STATUS_SECONDS = 5.0
 NVML_SECONDS = 0.05
 JUDGE_SECONDS = 0.5
@@ -67,8 +67,8 @@ class Daemon:
         self.judge = Judge(Engine(config.rules), self.state, self.stats)
         self.state.on_step.append(self.judge.hear)
         self.detectors = Worker("detectors", self.judge.turn, self.stats, JUDGE_SECONDS)
-
         self.judge.hurry = self.detectors.hurry
+
         self.tensorboard = TensorBoardExporter(config, self.state, self.stats) if config.tensorboard.enabled else None
         self.http = self._listen_http() if config.prometheus.enabled else None
 
@@ -85,17 +85,17 @@ class Daemon:
             Guard("intake", self._take_in, self.stats),
             Guard("state", upkeep.keep_state, self.stats, TICK_SECONDS),
         ]
-        if self.notifier.heard:
         self._idle_seconds = IDLE_POLL_SECONDS
+        if self.notifier.heard:
             period_seconds = self.notifier.watchdog_seconds or STATUS_SECONDS
             self._turns.append(Guard("systemd", upkeep.tell_systemd, self.stats, period_seconds))
-        if self.supervisor is not None:
             self._idle_seconds = min(self._idle_seconds, period_seconds)
+        if self.supervisor is not None:
             self._turns.append(Guard("nvml", self.supervisor.turn, self.stats, NVML_SECONDS))
         if config.sampling.host:
             self._turns.append(Guard("host", upkeep.sample_host, self.stats, config.sampling.host_seconds))
-
             self._idle_seconds = min(self._idle_seconds, config.sampling.host_seconds)
+
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. 0: everything was drained and flushed in time; 1: it was not."""
         signals = Signals(self.selector)
