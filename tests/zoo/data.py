@@ -1,10 +1,10 @@
-"""Synthetic data of the zoo: small, learnable, the same in every run."""
+"""Synthetic data of the zoo: small, learnable, the same in every run; noisy, so that a loss does not simply go to nought."""
 
 import torch
 
 
-def clusters(rows=512, classes=4, features=16, noise=1.0, seed=0):
-    """Gaussian clusters: inputs float32[rows, features], labels int64[rows]."""
+def clusters(rows=512, classes=4, features=16, noise=3.0, seed=0):
+    """Overlapping Gaussian clusters: inputs float32[rows, features], labels int64[rows]."""
     random = torch.Generator().manual_seed(seed)
     centres = 2.0 * torch.randn(classes, features, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(classes, (rows,), generator=random)
@@ -15,9 +15,9 @@ def pictures(rows=256, classes=4, size=8, channels=1, seed=0):
     """Noise with a bright stripe whose place is the class: float32[rows, channels, size, size], int64[rows]."""
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (rows,), generator=random)
-    images = 0.5 * torch.randn(rows, channels, size, size, generator=random)
+    images = torch.randn(rows, channels, size, size, generator=random)
     for row, label in enumerate(labels.tolist()):
-        images[row, :, label * size // classes] += 1.5
+        images[row, :, label * size // classes] += 0.9
     return images, labels
 
 

@@ -16,7 +16,7 @@ from tests.zoo.program import healthy
 def mlp_sgd():
     model = mlp(16, 64, 64, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
-    loader = DataLoader(TensorDataset(*clusters(noise=2.0)), batch_size=32, shuffle=True)
+    loader = DataLoader(TensorDataset(*clusters()), batch_size=32, shuffle=True)
     for _ in range(20):
         for inputs, labels in loader:
             optimizer.zero_grad()
@@ -171,7 +171,7 @@ def lora_fine_tuning():
 def bf16_autocast():
     model = mlp(16, 64, 64, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for inputs, labels in batches(*clusters(noise=2.0), steps=300):
+    for inputs, labels in batches(*clusters(), steps=300):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = cross_entropy(model(inputs), labels)
         optimizer.zero_grad()
@@ -185,7 +185,7 @@ def fp16_scaler_probing():
     model = mlp(16, 64, 64, 4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=100)
-    for inputs, labels in batches(*clusters(noise=2.0), steps=450):
+    for inputs, labels in batches(*clusters(), steps=450):
         with torch.autocast("cpu", dtype=torch.float16):
             loss = cross_entropy(model(inputs), labels)
         optimizer.zero_grad()
@@ -246,7 +246,7 @@ def five_steps():
 @healthy()
 def label_noise():
     model = mlp(16, 32, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9)
     inputs, labels = clusters(2048)
     flipped = torch.rand(len(labels)) < 0.4
     labels[flipped] = torch.randint(4, (int(flipped.sum()),))

@@ -129,7 +129,7 @@ def weight_decay_too_large():
 )
 def rnn_without_clipping():
     model = Recurrent(nn.RNN, vocabulary=0, outputs=1, nonlinearity="relu")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     with torch.no_grad():
         model.cell.weight_hh_l0.copy_(1.05 * torch.eye(32))
     series, targets = waves(256, 80)
@@ -262,7 +262,7 @@ def learning_rate_too_small():
 def second_moment_lags():
     model = mlp(16, 64, 64, 4)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.999))
-    for step, (inputs, labels) in enumerate(batches(*clusters(noise=2.0), steps=320), 1):
+    for step, (inputs, labels) in enumerate(batches(*clusters(), steps=320), 1):
         optimizer.zero_grad()
         (cross_entropy(model(inputs), labels) * (32.0 if step >= 250 else 1.0)).backward()
         optimizer.step()
