@@ -24,10 +24,26 @@ LAYERS = {
     "exporters": {"state", "leaves"},
     "attach": {"leaves"},
     "history": {"state"},
+    "advice": {"history", "state"},
+    "report": {"advice", "exporters", "history", "state"},  # the exporters' PNG writer
     "demo": set(),
     "top": {"state", "samplers", "leaves"},
     "leaves": set(),
-    "cli": {"state", "detectors", "intake", "samplers", "exporters", "attach", "demo", "top", "history", "leaves", "wiring"},
+    "cli": {
+        "state",
+        "detectors",
+        "intake",
+        "samplers",
+        "exporters",
+        "attach",
+        "demo",
+        "top",
+        "history",
+        "advice",
+        "report",
+        "leaves",
+        "wiring",
+    },
     "wiring": {"state", "detectors", "intake", "samplers", "exporters", "leaves", "wiring"},
 }
 #: Files of gpuwatch/ that any layer may know: settings and their kind.

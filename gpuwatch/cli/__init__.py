@@ -25,6 +25,8 @@ COMMANDS = {
     "status": "Show the health of one run.",
     "top": "Show GPUs, processes and training jobs live.",
     "compare": "Compare runs: accuracy and its gap, speed, memory.",
+    "report": "Write one page about a run, with pictures.",
+    "advise": "Say what would speed this run up next.",
     "alerts": "List findings, or follow them as they come.",
     "explain": "Say what a rule means and what to do.",
     "dashboards": "Write the Grafana dashboards to a folder.",

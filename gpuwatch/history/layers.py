@@ -57,5 +57,10 @@ class LayerSamples:
         return found
 
     def last(self) -> dict[int, dict[str, float]]:
-        """Tensor index -> its statistics by name, at the last step that has any."""
-        return {index: row for rows in self._last for index, row in layers.statistics([rows], rows.family)}
+        """Tensor index -> the latest of each of its statistics: some are measured at few steps only."""
+        found: dict[int, dict[str, float]] = {}
+        for tables in (*(kept for _, _, kept in self._kept), self._last):
+            for rows in tables:
+                for index, row in layers.statistics([rows], rows.family):
+                    found.setdefault(index, {}).update(row)
+        return found

@@ -1,0 +1,52 @@
+"""One station of the roadmap: what the run shows about it, and what to do there."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpuwatch.history.measures import Measures
+from gpuwatch.history.past import Past
+
+#: done: the run does it; next: worth doing now; later: worth doing after something else; idle: would bring nothing here;
+#: unknown: the run does not show enough.
+STANDINGS = ("done", "next", "later", "idle", "unknown")
+MEASURED, ESTIMATE = "measured", "estimate"
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """What the station brings, in words, and whether that was measured in this run or is a bound from what was."""
+
+    text: str
+    basis: str  # MEASURED | ESTIMATE
+
+
+class Station(msgspec.Struct, frozen=True):
+    name: str
+    standing: str  # one of STANDINGS
+    evidence: tuple[str, ...]  # sentences with numbers of this run
+    action: str = ""
+    gain: Gain | None = None
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """The run under advice: rank 0's past and numbers, and the median step time of every rank, in seconds."""
+
+    past: Past
+    measures: Measures
+    rank_step_seconds: dict[int, float]
+    world_size: int
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+
+def phase_shares(past: Past) -> dict[str, float]:
+    """Share of the recorded step time in each phase, 0 to 1; empty when phases were not measured."""
+    totals = {
+        name: sum(value for value in past.values(f"{name}_seconds") if value > 0.0)
+        for name in ("data", "forward", "backward", "optimizer", "other")
+    }
+    whole = sum(totals.values())
+    return {name: total / whole for name, total in totals.items()} if whole > 0.0 else {}

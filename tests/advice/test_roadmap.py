@@ -1,0 +1,108 @@
+"""The roadmap of runs whose answer is known: what comes next, which gain is measured and which a bound."""
+
+from array import array
+
+import pytest
+
+from gpuwatch.advice.roadmap import roadmap
+from gpuwatch.advice.station import STANDINGS, Subject
+from gpuwatch.history.measures import measure
+from gpuwatch.history.past import Past
+from gpuwatch.state.findings import Finding
+
+PHASES = {"data": 0.0, "forward": 0.4, "backward": 0.5, "optimizer": 0.1, "other": 0.0}
+
+
+def subject(facts=None, fields=None, device="cuda:0", ranks=None, findings=(), **phases):
+    past = Past()
+    past.steps = array("q", range(1, 101))
+    seconds = {f"{name}_seconds": share for name, share in {**PHASES, **phases}.items()}
+    for name, value in {"loss": 1.0, "step_seconds": 1.0, "micro_batches": 1.0, **seconds, **(fields or {})}.items():
+        past.fields[name] = (past.steps, array("d", [value] * 100))
+    past.facts = dict(facts or {})
+    past.findings = list(findings)
+    ranks = ranks or {0: 1.0}
+    return Subject(past, measure(past), ranks, len(ranks), device)
+
+
+def stations(**about):
+    found = {station.name: station for station in roadmap(subject(**about))}
+    assert all(station.standing in STANDINGS for station in found.values())
+    assert sum(station.standing == "next" for station in found.values()) <= 1
+    return found
+
+
+def test_the_stations_stand_in_the_order_of_the_roadmap():
+    assert list(stations()) == [
+        "baseline",
+        "mixed precision",
+        "gradient accumulation",
+        "distributed training",
+        "quantisation",
+    ]
+
+
+def test_a_plain_fp32_run_on_a_gpu_is_told_to_use_mixed_precision_with_a_bound():
+    station = stations()["mixed precision"]
+    assert station.standing == "next"
+    assert station.gain.basis == "estimate"
+    assert station.gain.text.startswith(f"at most {1 / (1 - 0.9 / 2):.2f}x")
+
+
+def test_a_measured_speed_up_is_named_as_measured():
+    station = stations(facts={"amp_speedup_ratio": 1.43})["mixed precision"]
+    assert (station.standing, station.gain.basis, station.gain.text) == ("next", "measured", "1.43x")
+    station = stations(facts={"amp_speedup_ratio": 0.98})["mixed precision"]
+    assert (station.standing, station.gain.text) == ("idle", "0.98x")
+
+
+def test_a_run_that_starves_mends_its_loader_first():
+    found = stations(data=0.4)
+    assert found["baseline"].standing == "next"
+    assert found["baseline"].gain.text.startswith("at most 1.40x")
+    assert found["mixed precision"].standing == "later", "one thing at a time"
+
+
+def test_a_run_with_a_grave_finding_is_mended_first():
+    grave = Finding("exploding_gradient", "critical", 1, 2, 3, "grad_norm", 9.0, 1.0, "", "")
+    mild = Finding("hook_overhead", "info", 1, 2, 3, "ratio", 9.0, 1.0, "", "")
+    found = stations(findings=[grave, mild])["baseline"]
+    assert found.standing == "next"
+    assert "explain exploding_gradient" in found.action
+    assert stations(findings=[mild])["baseline"].standing == "done"
+
+
+def test_amp_that_underflows_is_told_to_use_bfloat16():
+    fields = {"autocast_dtype": 1.0, "grad_underflow_ratio": 0.2, "loss_scale": 8.0, "skipped": 0.0}
+    station = stations(fields=fields)["mixed precision"]
+    assert station.standing == "next"
+    assert "20.00%" in " ".join(station.evidence)
+    assert "bfloat16" in station.action
+    assert stations(fields={**fields, "grad_underflow_ratio": 0.001})["mixed precision"].standing == "done"
+
+
+@pytest.mark.parametrize(("micro_batches", "share", "standing"), [(4.0, 0.4, "done"), (1.0, 0.4, "later"), (1.0, 0.05, "idle")])
+def test_accumulation(micro_batches, share, standing):
+    found = stations(fields={"micro_batches": micro_batches}, forward=0.9 - share, optimizer=share)
+    assert found["gradient accumulation"].standing == standing
+
+
+def test_a_straggling_rank_is_named_with_what_it_costs():
+    station = stations(facts={"precision": "bf16"}, ranks={0: 1.0, 1: 1.0, 2: 1.3})["distributed training"]
+    assert station.standing == "next"
+    assert (station.gain.basis, station.gain.text[:5]) == ("measured", "1.30x")
+    assert "rank 2" in station.action
+    assert stations(facts={"precision": "bf16"}, ranks={0: 1.0, 1: 1.01})["distributed training"].standing == "done"
+
+
+def test_quantisation_is_measured_or_says_that_it_is_not():
+    assert stations()["quantisation"].gain is None
+    measured = stations(facts={"int8_speedup_ratio": 1.9, "int8_output_error_ratio": 0.01})["quantisation"]
+    assert (measured.standing, measured.gain.basis) == ("later", "measured")
+    assert stations(facts={"int8_speedup_ratio": 0.9, "int8_output_error_ratio": 0.01})["quantisation"].standing == "idle"
+
+
+def test_a_run_of_which_nothing_is_known():
+    empty = Past()
+    found = {station.name: station.standing for station in roadmap(Subject(empty, measure(empty), {}, 1, "cpu"))}
+    assert found["baseline"] == found["gradient accumulation"] == "unknown"
