@@ -16,9 +16,10 @@ from collections.abc import Callable
 from gpuwatch import __version__, announcement, paths
 from gpuwatch.components import Guard, Worker
 from gpuwatch.config import Config, ConfigError, parse_listen
+from gpuwatch.detectors import pages as rule_pages
 from gpuwatch.detectors.engine import Engine
 from gpuwatch.detectors.registry import BY_NAME
-from gpuwatch.exporters import http, pages
+from gpuwatch.exporters import http, listening, pages
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.intake import listener
@@ -173,13 +174,17 @@ class Daemon:
 
     def _listen_http(self) -> http.HttpServer:
         metrics = Prometheus(self.config, self.state, self.stats, __version__, list(BY_NAME))
-        routes = pages.routes(self.state, self.stats, __version__, metrics.serve)
+        web = pages.Pages(self.state, self.stats, __version__)
+        routes = web.routes(metrics.serve, BY_NAME, lambda name: rule_pages.page(BY_NAME[name]))
         self.stats.expect("http", stale_after_seconds=10.0)
+
+        def turn() -> None:
+            web.turn()
+            self.stats.beat("http")
+
         try:
-            return http.HttpServer(
-                self.config, parse_listen(self.config.daemon.listen), routes, lambda: self.stats.beat("http")
-            )
-        except http.ListenError as error:
+            return http.HttpServer(self.config, parse_listen(self.config.daemon.listen), routes, turn)
+        except listening.ListenError as error:
             raise StartError(str(error)) from None
 
     def _listen(self) -> listener.Listener:

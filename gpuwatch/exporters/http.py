@@ -3,13 +3,16 @@
 One thread and non-blocking sockets instead of a thread for each connection: silence, slowness and numbers then cost a slot
 of a table, and nothing else. Every response closes its connection. `http.server` would bring 5 MiB of modules (ssl and
 email among them) into a daemon of 25, and still need all of this around it.
+
+Event streams have places of their own, so that pages left open take none from Prometheus. An event is made once a second
+for all who listen, and not at all while nobody does; one who reads too slowly misses events, and is dropped after the timeout.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
+import math
 import selectors
 import socket
 import threading
@@ -17,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuwatch.exporters.listening import bracketed, is_loopback, listen
 from gpuwatch.exporters.request import END_OF_HEAD, MAX_HEAD_BYTES, HostRule, RefusedRequestError, Request, parse
 
 if TYPE_CHECKING:
@@ -37,8 +41,8 @@ _REASONS = {
 }
 _SECURITY = (
     "X-Content-Type-Options: nosniff\r\n"
-    "Content-Security-Policy: default-src 'none'; style-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\n"
+    "Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'\r\n"
     "Cross-Origin-Resource-Policy: same-origin\r\n"
     "Referrer-Policy: no-referrer\r\n"
     "Cache-Control: no-store\r\n"
@@ -47,23 +51,24 @@ _SECURITY = (
 _LINGER_SECONDS = 1.0
 #: Connections beyond the limit that are told so, at the same time; others are closed without a word.
 _TURNED_AWAY = 16
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+#: Event streams at the same time. A browser keeps six connections to one host, so one browser alone cannot take them all.
+MAX_STREAMS = 8
+_EVERY_SECONDS = 1.0
 
 
 class Response(NamedTuple):
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
+    events: Callable[[], bytes] | None = None  # a stream: `body` is its beginning, and this makes what follows each second
 
 
 Handler = Callable[[Request], Response]
 
 
-class ListenError(Exception):
-    """The address cannot be served; the text is one sentence that says what to do."""
-
-
 class _Connection:
-    __slots__ = ("answering", "deadline", "received", "sending", "sock", "turned_away")
+    __slots__ = ("answering", "deadline", "events", "received", "sending", "sock", "turned_away")
 
     def __init__(self, sock: socket.socket, deadline: float, *, turned_away: bool) -> None:
         self.sock = sock
@@ -72,6 +77,7 @@ class _Connection:
         self.sending = memoryview(b"")
         self.answering = False
         self.turned_away = turned_away
+        self.events: Callable[[], bytes] | None = None  # set: an event stream, which stays open
 
 
 class HttpServer:
@@ -92,12 +98,12 @@ class HttpServer:
         self._limit = config.prometheus.connections
         self._timeout_seconds = config.prometheus.timeout_seconds
         self._on_turn = on_turn
-        self._listener = _listen(address, allow_remote=config.prometheus.allow_remote)
+        self._listener = listen(address, allow_remote=config.prometheus.allow_remote)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
-        names = [*config.prometheus.allowed_hosts, _bracketed(address[0])]
-        if not _is_loopback(self.address[0]):
+        names = [*config.prometheus.allowed_hosts, bracketed(address[0])]
+        if not is_loopback(self.address[0]):
             names.append(socket.gethostname())
-        self._host_allowed = HostRule(names, any_address=not _is_loopback(self.address[0]))
+        self._host_allowed = HostRule(names, any_address=not is_loopback(self.address[0]))
         self._connections: set[_Connection] = set()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, None)
@@ -109,7 +115,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        return f"http://{_bracketed(self.address[0])}:{self.address[1]}"
+        return f"http://{bracketed(self.address[0])}:{self.address[1]}"
 
     def start(self) -> None:
         self._thread.start()
@@ -135,7 +141,8 @@ class HttpServer:
                 now = time.monotonic()
                 if now >= next_turn:
                     self._on_turn()
-                    next_turn = now + 1.0
+                    self._publish()
+                    next_turn = now + _EVERY_SECONDS
                 self._turn(max(0.0, min([next_turn - now, *(c.deadline - now for c in self._connections)])))
             except Exception:  # noqa: BLE001  # a bug may neither end the thread nor spin it
                 _log.exception("HTTP: a turn failed")
@@ -166,7 +173,7 @@ class HttpServer:
             return
         sock.setblocking(False)
         turned_away = sum(c.turned_away for c in self._connections)
-        full = len(self._connections) - turned_away >= self._limit
+        full = len(self._connections) - turned_away - len(self._streams()) >= self._limit
         if full and turned_away >= _TURNED_AWAY:
             sock.close()
             return
@@ -190,7 +197,13 @@ class HttpServer:
                 self._answer(connection, Response(b"the request's head is too large\n", status=431))
             elif end >= 0:
                 head = bytes(connection.received[:end])
-                self._answer(connection, self._respond(head), head_only=head.startswith(b"HEAD "))
+                head_only = head.startswith(b"HEAD ")
+                response = self._respond(head)
+                if response.events is not None and not head_only and len(self._streams()) >= MAX_STREAMS:
+                    response = Response(
+                        b"as many pages as there is room for follow already: ask now and then instead\n", status=503
+                    )
+                self._answer(connection, response, head_only=head_only)
 
     def _respond(self, head: bytes) -> Response:
         try:
@@ -208,11 +221,13 @@ class HttpServer:
 
     def _answer(self, connection: _Connection, response: Response, *, head_only: bool = False) -> None:
         allow = "Allow: GET, HEAD\r\n" if response.status == 405 else ""
+        length = "" if response.events is not None else f"Content-Length: {len(response.body)}\r\n"
         head = (
             f"HTTP/1.1 {response.status} {_REASONS[response.status]}\r\nContent-Type: {response.content_type}\r\n"
-            f"Content-Length: {len(response.body)}\r\nConnection: close\r\n{allow}{_SECURITY}\r\n"
+            f"{length}Connection: close\r\n{allow}{_SECURITY}\r\n"
         )
         connection.answering = True
+        connection.events = None if head_only else response.events
         connection.sending = memoryview(head.encode() + (b"" if head_only else response.body))
         connection.deadline = time.monotonic() + self._timeout_seconds
         try:
@@ -229,48 +244,38 @@ class HttpServer:
         if connection.sending:
             self._selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
             return
+        if connection.events is not None:
+            connection.deadline = math.inf  # nothing is owed to it until the next event
+            self._selector.modify(connection.sock, selectors.EVENT_READ, connection)
+            return
         # Closing with unread input would make the kernel reset the connection, and the client lose the answer: so we say
         # that we are done and wait, not for long, until the client has hung up.
         connection.sock.shutdown(socket.SHUT_WR)
         connection.deadline = time.monotonic() + _LINGER_SECONDS
         self._selector.modify(connection.sock, selectors.EVENT_READ, connection)
 
+    def _streams(self) -> list[_Connection]:
+        return [connection for connection in self._connections if connection.events is not None]
+
+    def _publish(self) -> None:
+        """The next event to everybody who has read the one before."""
+        made: dict[Callable[[], bytes], memoryview] = {}
+        for connection in self._streams():
+            if connection.sending or connection.events is None:
+                continue
+            try:
+                if connection.events not in made:
+                    made[connection.events] = memoryview(connection.events())
+                connection.sending = made[connection.events]
+                connection.deadline = time.monotonic() + self._timeout_seconds
+                self._send(connection)
+            except OSError:
+                self._drop(connection)
+            except Exception:  # noqa: BLE001  # an event that cannot be made ends the streams, not the server
+                _log.exception("HTTP: an event could not be made")
+                self._drop(connection)
+
     def _drop(self, connection: _Connection) -> None:
         self._connections.discard(connection)
         self._selector.unregister(connection.sock)
         connection.sock.close()
-
-
-def _listen(address: tuple[str, int], *, allow_remote: bool) -> socket.socket:
-    where = f"{_bracketed(address[0])}:{address[1]}"
-    try:
-        family, kind, _, _, resolved = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise ListenError(f"cannot listen on {where}: {error.strerror}") from None
-    if not _is_loopback(str(resolved[0])) and not allow_remote:
-        raise ListenError(
-            f"refusing to listen on {where}: it is not a loopback address, and there is no TLS and no password here. Keep "
-            f"127.0.0.1 and reach it through `ssh -L {address[1]}:127.0.0.1:{address[1]} NODE` or a reverse proxy that has "
-            "both; or set prometheus.allow_remote = true if everybody who can reach this address may see the runs"
-        )
-    listener = socket.socket(family, kind)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(resolved)
-        listener.listen(64)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            hint = "is another gpuwatch daemon running? choose another port with --listen"
-            raise ListenError(f"cannot listen on {where}: the port is in use; {hint}") from None
-        raise ListenError(f"cannot listen on {where}: {os.strerror(error.errno or 0)}") from None
-    return listener
-
-
-def _is_loopback(address: str) -> bool:
-    return address == "::1" or (address.startswith("127.") and ":" not in address)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from gpuwatch.config import Config
-from gpuwatch.exporters.http import HttpServer, ListenError, Response
+from gpuwatch.exporters.http import HttpServer, Response
+from gpuwatch.exporters.listening import ListenError
 
 LARGE = b"x" * (8 << 20)
 
