@@ -1,8 +1,8 @@
 """The user's command as our child: started and signalled so that nobody, neither it nor the terminal, can tell us apart.
 
-It stays in our process group and on our terminal, with our descriptors. So the terminal's own signals (Ctrl-C, Ctrl-Z)
-reach it without us, and what somebody sends to our pid alone is passed on. That these two differ is told by
-the sender that sigwaitinfo reports: the kernel, or a process.
+It stays in our process group and on our terminal, with our descriptors. So what the terminal (Ctrl-C, Ctrl-Z), `timeout` or
+`kill -- -GROUP` send to the group reaches it without us, and what somebody sends to our pid alone is passed on: sentinel.py
+tells the two apart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gpuwatch.cli.sentinel import Sentinel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +49,7 @@ class Job:
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+        self._sentinel = Sentinel(_PASSED_ON)
         try:
             self._process = self._spawn(list(command), environ)
         except BaseException:
@@ -74,6 +77,7 @@ class Job:
 
     def release(self) -> None:
         """Signals mean to this process what they meant before the command was started; those for it alone are forgotten."""
+        self._sentinel.close()
         while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -102,10 +106,13 @@ class Job:
             raise CannotStartError(f"{command[0]}: {error.strerror}", 126) from None
 
     def _pass_on(self, number: signal.Signals, info: signal.struct_siginfo) -> None:
+        went_to_all = self._sentinel.has_seen(number)
+        if went_to_all:  # sent to us and then to the group (`timeout`): the group's is waiting for us now, and is no other one
+            signal.sigtimedwait({number}, 0)
         from_kernel = info.si_code > 0
         if number == signal.SIGHUP and os.getsid(0) == os.getpid():
             from_kernel = False  # a hangup is told to the session's leader alone, and that is us
-        if not from_kernel and not self._is_descendant(info.si_pid):
+        if not went_to_all and not from_kernel and not self._is_descendant(info.si_pid):
             os.kill(self._process.pid, number)
         if number == signal.SIGTSTP:
             # Stop as the terminal or the sender wants it, for the shell to see. The default action, not SIGSTOP: the
@@ -115,7 +122,7 @@ class Job:
             signal.pthread_sigmask(signal.SIG_BLOCK, {number})
 
     def _is_descendant(self, pid: int) -> bool:
-        """Whether `pid` is the command or below it: a job that signals its own group means itself, and has had it."""
+        """Whether `pid` is the command or below it: a job that signals its parent does not mean itself."""
         while pid > 1:
             if pid == self._process.pid:
                 return True

@@ -56,20 +56,26 @@ def wrapped(*command):
     return [sys.executable, "-c", DRIVER, *command]
 
 
-def started(*command, **options):
+def started(*command, prefix=(), **options):
     process = subprocess.Popen(
-        wrapped(*command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options
+        [*prefix, *wrapped(*command)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        **options,
     )
     assert process.stdout.readline() == "ready\n"
     return process
 
 
 def child_of(pid):
+    """The command, or the shell's job; not the sentinel."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if children:
-            return int(children[0])
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text() != "gpuwatch-signal\n":
+                return int(child)
         time.sleep(0.01)
     raise AssertionError("no child")
 
@@ -118,6 +124,66 @@ def test_a_signal_sent_to_us_alone_reaches_the_command_once(name):
     assert process.stdout.readline() == name + "\n"
     time.sleep(SECOND_TIME_SECONDS)
     assert rest_of(process) == "read bye\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_sent_to_the_whole_group_reaches_the_command_once(name):
+    process = started(sys.executable, "-c", COUNTER, start_new_session=True)
+    for _ in range(3):
+        os.killpg(process.pid, getattr(signal, name))
+        assert process.stdout.readline() == name + "\n"
+        time.sleep(SECOND_TIME_SECONDS)
+    process.send_signal(getattr(signal, name))  # what went to the group before is not mistaken for this
+    assert process.stdout.readline() == name + "\n"
+    assert rest_of(process) == "read bye\n"
+
+
+def test_twin_without_the_sentinel_it_comes_twice(monkeypatch):
+    blind = DRIVER.replace(
+        "try:\n",
+        "from gpuwatch.cli.sentinel import Sentinel\nimport time\nSentinel.has_seen = lambda *_: time.sleep(0.1)\ntry:\n",
+        1,
+    )
+    monkeypatch.setitem(globals(), "DRIVER", blind)
+    process = started(sys.executable, "-c", COUNTER, start_new_session=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    time.sleep(SECOND_TIME_SECONDS)
+    assert rest_of(process) == "SIGTERM\n" * 2 + "read bye\n"
+
+
+def test_under_timeout_the_command_hears_of_it_once():
+    """`timeout` signals its child and then the group, here because it was itself told to end."""
+    process = started(sys.executable, "-c", COUNTER, prefix=["timeout", "100"])
+    process.terminate()
+    assert process.stdout.readline() == "SIGTERM\n"
+    time.sleep(SECOND_TIME_SECONDS)
+    process.stdin.write("bye\n")
+    process.stdin.close()
+    assert process.stdout.read() == "read bye\n"
+    process.wait(30)
+    process.stdout.close()
+
+
+def test_a_job_that_signals_its_parent_does_not_mean_itself():
+    to_parent = 'print("ready", flush=True)\nos.kill(os.getppid(), signal.SIGUSR1)'
+    process = started(sys.executable, "-c", COUNTER.replace('print("ready", flush=True)', to_parent))
+    time.sleep(SECOND_TIME_SECONDS)
+    assert rest_of(process) == "read bye\n"
+
+
+def test_the_sentinel_goes_with_us_and_holds_nothing_open():
+    process = started(sys.executable, "-c", COUNTER)
+    (sentinel,) = (
+        int(child)
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        if Path(f"/proc/{child}/comm").read_text() == "gpuwatch-signal\n"
+    )
+    assert os.listdir(f"/proc/{sentinel}/fd") == []
+    process.kill()
+    process.wait(20)
+    wait_until(lambda: not Path(f"/proc/{sentinel}").exists())
+    process.stdin.close()
+    process.stdout.close()
 
 
 def test_a_command_that_signals_its_own_group_is_not_signalled_twice():
