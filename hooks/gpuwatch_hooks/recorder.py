@@ -8,6 +8,7 @@ inside the guard, and makes no system call: perf_counter_ns is read from a page 
 """
 
 import collections
+import os
 import sys
 import threading
 import time
@@ -38,6 +39,10 @@ class Recorder:
         self.governor = Governor()
         self.clock = PhaseClock(_now())
         self.probes = [make() for make in ORDER]
+        if os.environ.get("GPUWATCH_LR_FIND"):  # not imported where nobody asks for it
+            from . import lr_range
+
+            self.probes += lr_range.wanted()
         self.by_name = {probe.name: probe for probe in self.probes}
         self.hook_ns = 0  # taken by the hooks since the last part was closed
         self.backwards = 0  # outermost backward calls so far
@@ -154,6 +159,10 @@ class Recorder:
         """The outermost backward call has ended at perf_counter_ns `now`: optimizers may have stepped inside it."""
         self._in_backward.finish(now)
 
+    def upcoming(self, entry):
+        """The iteration that the next step of an entry will belong to."""
+        return self.iteration + (1 if self._iteration_closed or entry.iteration == self.iteration else 0)
+
     def due(self, family, entry):
         """Whether the governor wants `family` measured at this step of the entry."""
         return self.governor.due(family, entry.steps, self.session.settings.every)
@@ -194,10 +203,11 @@ class Recorder:
 
     def _number(self, part):
         entry = part.entry
-        if self._iteration_closed or entry.iteration == self.iteration:
-            self.iteration += 1
+        upcoming = self.upcoming(entry)
+        if upcoming > self.iteration:
+            self.iteration = upcoming
             self._iteration_closed = False
-        entry.iteration = part.step = self.iteration
+        entry.iteration = part.step = upcoming
         if self.iteration > 1:
             recent = self.iteration - EXPECTED_WITHIN
             expected = [e for e in self.roster if e.steps and e.iteration > recent and e.alive()]

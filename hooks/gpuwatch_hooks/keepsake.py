@@ -1,0 +1,180 @@
+"""A training as it stands at one moment, to be put back bit for bit: weights, buffers, optimizers, scalers, random numbers.
+
+Tensors are put back in place (`copy_`), since the job, a compiled step or a CUDA graph may hold the very tensors. What
+cannot be known is not restored: data that was drawn, schedulers, metrics, anything that the job keeps for itself.
+"""
+
+import copy
+import random
+import sys
+
+
+class Keepsake:
+    """Copies of everything that `modules`, `optimizers` and `scalers` hold, and of all random number generators, made now.
+
+    The copies take as much memory as the weights, buffers and optimizer states together; `size_bytes` says how much, and
+    `bytes_of` beforehand. `restore` may be called more than once.
+    """
+
+    def __init__(self, modules, optimizers, scalers=()):
+        import torch
+
+        self._tensors = []  # (tensor, its copy)
+        self._seen = set()
+        self._optimizers = [(optimizer, groups_of(optimizer)) for optimizer in optimizers]
+        self._states = []
+        self._scalers = []
+        self.left_out = []
+        with torch.no_grad():
+            for tensor in _held(modules, optimizers):
+                self._keep(tensor)
+            for optimizer in optimizers:
+                kept = {parameter: self._state(state) for parameter, state in optimizer.state.items()}
+                self._states.append((optimizer, kept))
+            for scaler in scalers:
+                self._scaler(scaler)
+        self._random = _generators()
+        self.size_bytes = sum(kept.numel() * kept.element_size() for _, kept in self._tensors)
+        if not any(True for _ in modules):
+            self.left_out.append("buffers (no module was found): BatchNorm keeps the statistics of the test's batches")
+
+    def restore(self):
+        """Put everything back as it was when this was made. Reads nothing from a device, so it never waits for one."""
+        import torch
+
+        with torch.no_grad():
+            for tensor, kept in self._tensors:
+                tensor.copy_(kept)
+            for optimizer, kept in self._states:
+                for parameter in [p for p in optimizer.state if p not in kept]:
+                    del optimizer.state[parameter]
+                for parameter, state in kept.items():
+                    own = optimizer.state[parameter]
+                    own.clear()
+                    own.update({name: _value(value) for name, value in state.items()})
+            for optimizer, groups in self._optimizers:
+                put_groups_back(optimizer, groups)
+            for scaler, facts in self._scalers:
+                scaler.__dict__.update(facts)
+                _forget_overflow(scaler)
+        _put_generators_back(self._random)
+
+    def _keep(self, tensor):
+        if id(tensor) not in self._seen:
+            self._seen.add(id(tensor))
+            self._tensors.append((tensor, tensor.detach().clone()))
+
+    def _state(self, state):
+        """One parameter's optimizer state: tensors by reference (their contents are kept), the rest copied."""
+        import torch
+
+        kept = {}
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                self._keep(value)
+                kept[name] = value
+            else:
+                kept[name] = _Copied(value)
+        return kept
+
+    def _scaler(self, scaler):
+        import torch
+
+        facts = {}
+        for name, value in scaler.__dict__.items():
+            if isinstance(value, torch.Tensor):
+                self._keep(value)
+                facts[name] = value
+            elif isinstance(value, (int, float, bool)) or value is None:
+                facts[name] = value
+        self._scalers.append((scaler, facts))
+
+
+class _Copied:
+    """A value of an optimizer's state that is no tensor (a step count, LBFGS's lists of tensors)."""
+
+    def __init__(self, value):
+        self.value = copy.deepcopy(value)
+
+
+def _value(kept):
+    return copy.deepcopy(kept.value) if isinstance(kept, _Copied) else kept
+
+
+def bytes_of(modules, optimizers):
+    """The memory that a Keepsake of these would take, in bytes."""
+    import torch
+
+    tensors = {id(tensor): tensor for tensor in _held(modules, optimizers)}
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            tensors.update({id(value): value for value in state.values() if isinstance(value, torch.Tensor)})
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _held(modules, optimizers):
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            yield from group["params"]
+
+
+def groups_of(optimizer):
+    """The hyper-parameters of each of its groups, copied: learning rate, momentum, whatever a scheduler may move."""
+    import torch
+
+    return [
+        {
+            name: value.detach().clone() if isinstance(value, torch.Tensor) else copy.copy(value)
+            for name, value in group.items()
+            if name != "params"
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def put_groups_back(optimizer, groups):
+    """Undo what has changed since `groups_of`."""
+    import torch
+
+    for group, kept in zip(optimizer.param_groups, groups):
+        for name in [name for name in group if name != "params" and name not in kept]:
+            del group[name]
+        for name, value in kept.items():
+            own = group.get(name)
+            if isinstance(value, torch.Tensor) and isinstance(own, torch.Tensor):
+                own.copy_(value)  # a capturable optimizer's learning rate is read by its graph
+            else:
+                group[name] = copy.copy(value)
+
+
+def _forget_overflow(scaler):
+    """Restored inside a step whose gradients had overflowed: the `update` that follows must not halve the scale for it."""
+    for state in getattr(scaler, "_per_optimizer_states", {}).values():
+        for found in state.get("found_inf_per_device", {}).values():
+            found.zero_()
+
+
+def _generators():
+    import torch
+
+    kept = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        kept["cuda"] = torch.cuda.get_rng_state_all()
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "random"):
+        kept["numpy"] = numpy.random.get_state()
+    return kept
+
+
+def _put_generators_back(kept):
+    import torch
+
+    random.setstate(kept["python"])
+    torch.set_rng_state(kept["torch"])
+    if "cuda" in kept:
+        torch.cuda.set_rng_state_all(kept["cuda"])
+    if "numpy" in kept:
+        sys.modules["numpy"].random.set_state(kept["numpy"])
