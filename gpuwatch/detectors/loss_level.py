@@ -10,13 +10,13 @@ import math
 from typing import NamedTuple
 
 from gpuwatch.detectors.baseline import Baseline
+from gpuwatch.detectors.learned import Learned
 from gpuwatch.detectors.sample import Sample
 
 #: Sigma is never taken below this share of the median: a smooth loss is not proof against a ripple.
 _FLOOR_RATIO = 0.02
 #: Rises below this share of the first losses do not matter: a loss that has come down to nothing jumps about.
 _MATTERS_RATIO = 0.01
-_FIRST_LOSSES = 20
 
 
 class Rise(NamedTuple):
@@ -25,34 +25,35 @@ class Rise(NamedTuple):
     sigmas: float  # of the loss
     log_sigmas: float  # of its logarithm
     ratio: float  # over the median
-    matters: bool  # more than 1 % of what the loss was at the start
+    matters: bool  # more than 1 % of what the loss was at the start, and not within its last few percent (learned.py)
 
 
 class LossLevel:
     """Follows one run's loss. Only for positive losses, of runs with one loss: those of a GAN measure no progress."""
 
     def __init__(self) -> None:
-        self.start = 0.0  # mean of the first losses: what an untrained model has
-        self._seen = 0
+        self._learned = Learned()
         self._losses = Baseline(floor_ratio=_FLOOR_RATIO)
         self._logs = Baseline(floor=_FLOOR_RATIO)
+
+    @property
+    def start(self) -> float:
+        """What an untrained model's loss was; 0.0 before the first."""
+        return self._learned.start
 
     def observe(self, sample: Sample) -> Rise | None:
         """The step's place against the steps before it; None when there is nothing to compare."""
         if sample.new_regime:
             self._losses.restart()
             self._logs.restart()
-        loss = sample.value("loss")
-        if loss is None or loss <= 0.0 or not sample.applied or len(sample.step.losses) > 1:
+        loss = self._learned.observe(sample)
+        if loss is None:
             return None
-        if self._seen < _FIRST_LOSSES:
-            self._seen += 1
-            self.start += (loss - self.start) / self._seen
         rise = None
         log = math.log(loss)
         if self._losses.ready:
             median = self._losses.median
-            matters = loss - median > _MATTERS_RATIO * self.start
+            matters = loss - median > _MATTERS_RATIO * self.start and not self._learned.has_nearly_all(loss)
             rise = Rise(loss, median, self._losses.score(loss), self._logs.score(log), loss / median, matters)
         self._losses.add(loss)
         self._logs.add(log)

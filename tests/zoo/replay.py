@@ -1,10 +1,15 @@
-"""Judges recorded runs again, by the rules as they are now: a minute of training is read back in a second."""
+"""Judges recorded runs again, by the rules as they are now: a minute of training is read back in a second.
+
+Rules of the moment (clock, ranks, host) need the time itself: of those the findings stay as they were recorded.
+"""
 
 import heapq
 from collections.abc import Iterator
 from pathlib import Path
 
 from gpuwatch.detectors.engine import Engine
+from gpuwatch.detectors.registry import BY_NAME
+from gpuwatch.detectors.rule import MomentRule
 from gpuwatch.state.directories import RunDirectory
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.frames import Frame
@@ -27,7 +32,10 @@ def replay(folder: Path) -> list[Finding]:
             if directory not in runs:
                 place = RunDirectory(directory, directory, -1, 1, resumed=False)
                 runs[directory] = Run(record, Identity(0, len(runs) + 1, 1), place, 0.0)
-        elif not isinstance(record, Finding):
+        elif isinstance(record, Finding):
+            if record.rule in BY_NAME and issubclass(BY_NAME[record.rule], MomentRule) and record.state == "closed":
+                found[id(record)] = record
+        else:
             run = runs[directory]
             for step in run.observe(record):
                 for finding in engine.observe(run, step):

@@ -13,7 +13,9 @@ The `layer` is the one that was first to leave its own range, and there by most.
 
 z is how many robust standard deviations log(norm) lies above its median over the last 128 applied steps (MAD, sigma at
 least 0.1); nothing is judged in the first 50 steps, nor in the 50 after the optimizer was set up anew or its schedule began
-again. A learning rate that jumps to a height never seen before does not restart the baseline.
+again. A learning rate that jumps to a height never seen before does not restart the baseline. Steps whose loss is below 5 %
+of the first losses are fine, unless the norm is 10 times the largest of the first 5 steps: a run that has come down to
+nothing is thrown up by factors of a thousand, and returns.
 
 * A step is bad with z > `sigmas` and norm > `ratio` times the median, or, the slower way, when 3 of 5 steps had
   z > `sustained_sigmas` and norm > `sustained_ratio` times the median.
@@ -26,6 +28,12 @@ again. A learning rate that jumps to a height never seen before does not restart
    here is a good place to start from.
 2. Lower the learning rate, or warm it up for longer when this happens early.
 3. For one layer only: check its initialisation, its normalisation, and the batch's outliers.
+
+## When it is wrong
+
+A batch of unusual data (a long sequence, a rare class) gives a single spike without harm, which is info. Policy gradients
+and clipped recurrent nets have heavy tails by nature: after half a window they count as normal. A new phase of training
+that the optimizer's settings do not show (another loss term, another data set) looks like an explosion until then.
 """
 
 from __future__ import annotations
@@ -39,11 +47,14 @@ from typing import Annotated
 from msgspec import Meta
 
 from gpuwatch.detectors.baseline import Baseline
+from gpuwatch.detectors.learned import Learned
 from gpuwatch.detectors.rule import Positive, Quiet, Rule, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
 
 _SIGMA_FLOOR = 0.1  # of log(norm): healthy norms are within 10 % of each other only by luck
 _SUSTAINED_STEPS, _SUSTAINED_WITHIN = 3, 5
+#: Norms of the first steps are what an untrained model has; this many times as much is too much for a trained one.
+_FIRST_NORMS, _BEYOND_FIRST = 5, 10.0
 #: Steps whose layers are kept to tell, once the norm explodes, where it began.
 _LAYER_STEPS = 32
 
@@ -67,6 +78,8 @@ class ExplodingGradient(Rule[Limits]):
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._baseline = Baseline(floor=_SIGMA_FLOOR)
+        self._learned = Learned()
+        self._first_norms: list[float] = []
         self._high: deque[int] = deque(maxlen=_SUSTAINED_WITHIN)  # the step, where it was high, else 0
         self._huge: deque[bool] = deque(maxlen=_SUSTAINED_WITHIN)
         self._layers: deque[tuple[int, array[float]]] = deque(maxlen=_LAYER_STEPS)
@@ -78,8 +91,11 @@ class ExplodingGradient(Rule[Limits]):
             self._baseline.restart()
             self._layers.clear()
         norm = sample.value("grad_norm")
+        loss = self._learned.observe(sample)
         if norm is None or norm <= 0.0 or not sample.applied:
             return Quiet.UNMEASURED
+        if len(self._first_norms) < _FIRST_NORMS:
+            self._first_norms.append(norm)
         if sample.gradient_norms is not None:
             self._layers.append((sample.number, sample.gradient_norms))
         level = math.log(norm)
@@ -89,6 +105,8 @@ class ExplodingGradient(Rule[Limits]):
         self._baseline.add(level)
         if not ready:
             return Quiet.UNMEASURED
+        if self._learned.has_nearly_all(loss) and norm <= _BEYOND_FIRST * max(self._first_norms):
+            return Quiet.FINE
         return self._verdict(sample, norm, norm / usual, sigmas)
 
     def _verdict(self, sample: Sample, norm: float, ratio: float, sigmas: float) -> Verdict | Quiet:

@@ -7,21 +7,30 @@ inputs, or weights were damaged by an earlier spike. Left alone it seldom comes 
 
 ## The test
 
-Either way is enough.
+Any of these is enough.
 
 * A shift: in `shift_steps` of 5 steps the loss lies more than `sigmas` robust standard deviations, and its logarithm more
   than `log_sigmas`, above the median of the last 128 steps, and the loss more than `ratio` times that.
 * A drift: the median of the last 30 losses is more than `drift_ratio` above the median of the 200 that ended 50 steps
   before them, and 2 robust standard deviations of these, for 20 steps running.
 
-It is critical when the median of the last 30 losses is above what the loss was in the first 20 steps of the run: all that
-had been learned is lost. It needs a positive loss, and is off for GANs. Rises below 1 % of the first losses do not count.
+* A loss of everything: 9 of 10 losses lie above what the loss was in the first steps of the run, although the median of the
+  last 128 had come down to less than half of that.
+
+It is critical when the median of the last 30 losses, or 9 of the last 10, are above what the loss was in the first 5 steps:
+all that had been learned is lost. It needs a positive loss, and is off for GANs. Rises below 1 % of the first losses, and
+those that stay below 5 % of them, do not count.
 
 ## What to do
 
 1. Lower the learning rate by 3 to 10 times and return to the last checkpoint before `first_step`.
 2. See whether something changed at `first_step`: a new epoch or shard of data, a step of the schedule, thawed layers.
 3. Check that inputs and labels still belong together (a shuffled index, another collate function).
+
+## When it is wrong
+
+A curriculum that gets harder, a loss term that is switched on, or thawed layers raise the loss on purpose. Rewards and
+adversarial losses may rise for good reasons; losses of GANs with two optimizers are not judged, those of others may be.
 """
 
 from __future__ import annotations
@@ -40,6 +49,8 @@ from gpuwatch.detectors.sample import Sample
 
 _RECENT, _GAP, _BEFORE = 30, 50, 200
 _DRIFT_STEPS = 20
+#: Single losses of small batches lie above the first ones often enough; nine of ten do not.
+_LOST_STEPS, _LOST_WITHIN = 9, 10
 #: The medians of the drift test need not be taken anew at each step.
 _DRIFT_EVERY = 5
 _SIGMA_OVER_MAD = 1.4826
@@ -65,6 +76,7 @@ class LossDiverging(Rule[Limits]):
         super().__init__(thresholds)
         self._level = LossLevel()
         self._high: deque[bool] = deque(maxlen=5)
+        self._lost: deque[bool] = deque(maxlen=_LOST_WITHIN)
         self._losses: deque[float] = deque(maxlen=_RECENT + _GAP + _BEFORE)
         self._judged = 0
         self._drifting = 0  # steps
@@ -84,10 +96,12 @@ class LossDiverging(Rule[Limits]):
         limits = self.thresholds
         far = rise.sigmas > limits.sigmas and rise.log_sigmas > limits.log_sigmas
         self._high.append(far and rise.matters and rise.ratio > limits.ratio)
+        self._lost.append(rise.median < 0.5 * self._level.start < 0.5 * rise.loss)
         shifted = sum(self._high) >= limits.shift_steps
-        if not shifted and self._drifting < _DRIFT_STEPS:
+        lost = sum(self._lost) >= _LOST_STEPS
+        if not shifted and not lost and self._drifting < _DRIFT_STEPS:
             return Quiet.FINE
-        return self._verdict(sample, rise, shifted)
+        return self._verdict(sample, rise, shifted=shifted, lost=lost)
 
     def _measure_drift(self) -> None:
         losses = self._losses
@@ -102,11 +116,12 @@ class LossDiverging(Rule[Limits]):
         matters = now - level > 0.01 * self._level.start
         self._drifting = self._drifting + _DRIFT_EVERY if rising and matters else 0
 
-    def _verdict(self, sample: Sample, rise: Rise, shifted: bool) -> Verdict:
+    def _verdict(self, sample: Sample, rise: Rise, *, shifted: bool, lost: bool) -> Verdict:
         recent = median(islice(self._losses, max(0, len(self._losses) - _RECENT), None))
-        lost = recent > self._level.start
-        value = rise.ratio if shifted else self._drift
-        threshold = self.thresholds.ratio if shifted else 1.0 + self.thresholds.drift_ratio
+        at_once = shifted or lost
+        lost = lost or recent > self._level.start
+        value = rise.ratio if at_once else self._drift
+        threshold = self.thresholds.ratio if at_once else 1.0 + self.thresholds.drift_ratio
         beyond = ", above where the run began" if lost else ""
         summary = f"The loss is rising: {rise.loss:.4g} at step {sample.number}, {value:.3g} times its level before{beyond}"
         return Verdict(
@@ -114,5 +129,5 @@ class LossDiverging(Rule[Limits]):
             threshold,
             f"{summary}{sample.cause}.",
             severity="critical" if lost else "warning",
-            first_step=0 if shifted else max(1, sample.number - self._drifting - _RECENT),
+            first_step=0 if at_once else max(1, sample.number - self._drifting - _RECENT),
         )
