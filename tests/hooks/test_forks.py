@@ -1,6 +1,7 @@
 """Children of a recording process: forked, spawned, from a fork server, or programs of their own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,7 @@ class Data(torch.utils.data.Dataset):
         return torch.tensor([os.getpid(), index])
 
 def job(queue):
+    print("job", os.getpid(), file=sys.stderr, flush=True)
     train(2)
     queue.put(os.getpid())
     sys.exit(5)
@@ -230,17 +232,17 @@ def _steps(fd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("when", "methods", "recorded"),
+    ("when", "methods", "recorded", "unrecorded"),
     [
-        ("after the first step", ["fork", "spawn", "forkserver", "loader fork"], [5]),
+        ("after the first step", ["loader fork", "fork", "fork", "spawn", "forkserver"], [5], 1),
         # A rank forked by a process that does not train (yet) is a rank like any other; a DataLoader's worker never is.
-        ("before the first step", ["fork", "loader fork"], [2, 5]),
+        ("before the first step", ["fork", "loader fork"], [2, 5], 0),
         # Under `gpuwatch run` the hooks are in every program, so that what a spawned one trains is recorded as its own.
-        ("under gpuwatch run", ["fork", "spawn", "forkserver", "loader spawn"], [2, 2, 5]),
+        ("under gpuwatch run", ["fork", "spawn", "forkserver", "loader spawn"], [2, 2, 5], 1),
     ],
 )
-def test_worker_processes(make_daemon, tmp_path, when, methods, recorded):
-    """`recorded`: how many steps each process that records has taken."""
+def test_worker_processes(make_daemon, tmp_path, when, methods, recorded, unrecorded):
+    """`recorded`: how many steps each process that records has taken; `unrecorded`: whether it is said that some were not."""
     daemon = make_daemon()
     script = tmp_path / "trains.py"
     script.write_text(WORKERS)
@@ -250,6 +252,10 @@ def test_worker_processes(make_daemon, tmp_path, when, methods, recorded):
     command = [sys.executable, str(script), when, *methods]
     done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert done.stderr.count("gpuwatch: ") == unrecorded, done.stderr
+    told = re.findall(r"gpuwatch: process (\d+) was forked .* its steps are not recorded", done.stderr)
+    assert len(told) == unrecorded
+    assert set(told) <= set(re.findall(r"job (\d+)", done.stderr)), "a DataLoader's worker is no trainer"
     wait_for(lambda: len(daemon.ring_fds) == len(recorded) and not daemon.connections, what="the end of all")
     assert sorted(len(_steps(fd)) for fd in daemon.ring_fds) == recorded
 
