@@ -29,7 +29,7 @@ export class Curve {
     dark.addEventListener("change", this.repaint);
   }
 
-  /** data: [x, y, ...] as uPlot has them; told: the caption's value; marks: {level, lines: [{at, severity}], nonfinite: [x], note}. */
+  /** data: [x, y, ...] as uPlot has them; told: the caption's value; marks: {level, lines: [{at, severity}], nonfinite: [x], note, span: [from, to] of x}. */
   set(data, told, marks = {}) {
     this.data = data;
     this.told = told;
@@ -62,12 +62,18 @@ export class Curve {
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 } },
         scales: {
-          x: { time },
-          y: { distr: this.log ? 3 : 1, range: !this.log && range ? (_, low, high) => range(low, high) : undefined },
+          x: { time, range: (_, least, most) => this.marks.span ?? [least, most] },
+          y: { distr: this.log ? 3 : 1, log: 10, range: !this.log && range ? (_, low, high) => range(low, high) : undefined },
         },
         axes: [
           { ...line, show: axes, size: 24, ...(time ? {} : { values: steps }) },
-          { ...line, show: axes, size: 56, values: (_, values) => values.map((value) => (value === null ? "" : format(value))) },
+          {
+            ...line,
+            grid: { ...line.grid, filter: (_, splits) => this.labelled(splits) },
+            show: axes,
+            size: 56,
+            values: (_, splits) => this.labelled(splits).map((value) => (value === null ? "" : value === 0 ? "0" : format(value))),
+          },
         ],
         series: [
           {},
@@ -85,6 +91,16 @@ export class Curve {
       this.data,
       this.plot,
     );
+  }
+
+  // Of a logarithmic axis' lines only whole powers of ten, and of those at most six.
+  labelled(splits) {
+    if (!this.log) return splits;
+    const powers = splits.map((value) => Math.round(Math.log10(value)));
+    const whole = powers.filter((power, index) => Math.abs(splits[index] / 10 ** power - 1) < 1e-6);
+    const every = Math.max(1, Math.ceil(whole.length / 6));
+    const kept = (power, index) => Math.abs(splits[index] / 10 ** power - 1) < 1e-6 && power % every === 0;
+    return whole.length < 2 ? splits : splits.map((value, index) => (kept(powers[index], index) ? value : null));
   }
 
   resize() {

@@ -2,7 +2,7 @@
 
 import { Curve } from "./curve.js";
 import { element, Keyed, mark, say } from "./element.js";
-import { bytes, percent } from "./quantities.js";
+import { bytes, bytesOf, percent } from "./quantities.js";
 
 const WHY = {
   starting: "No GPU has answered yet.",
@@ -41,11 +41,12 @@ class Card {
     this.facts = element("p", { class: "facts" });
     this.meter = element("meter", { min: 0, max: 1, "aria-label": "power, of its limit" });
     this.power = element("span");
+    this.throttled = element("span", { class: "throttled" });
     this.heat = element("span");
     this.clocks = element("span");
     this.activity = element("span");
     this.faults = element("span", { class: "bad" });
-    this.facts.append(element("span", { class: "power" }, this.power, this.meter), this.heat, this.clocks, this.activity, this.faults);
+    this.facts.append(element("span", { class: "power" }, this.power, this.meter), this.heat, this.throttled, this.clocks, this.activity, this.faults);
     this.plots = element("div", { class: "plots" });
     const whole = () => [0, 1];
     const small = { height: 64, axes: false, time: true };
@@ -59,22 +60,28 @@ class Card {
       format: bytes,
       series: [{ name: "used", colour: "memory", fill: true }, { name: "peak", colour: "peak" }],
     });
-    this.root = element("article", { class: "gpu" }, element("h3", {}, this.label, " ", this.name, " ", this.state), this.facts, this.plots);
+    // A GPU that is alone has the whole width: there is room for these two.
+    this.roomy = element("div", { class: "plots roomy" });
+    this.watts = new Curve(this.roomy, {
+      ...small, title: "power", range: (_, most) => [0, Math.max(this.limit ?? 0, most ?? 1)], format: (value) => `${Math.round(value)} W`, series: [{ name: "power", colour: "line", fill: true }],
+    });
+    this.degrees = new Curve(this.roomy, {
+      ...small, title: "temperature", range: (_, most) => [0, Math.max(100, most ?? 0)], format: (value) => `${Math.round(value)} °C`, series: [{ name: "chip", colour: "warning", fill: true }],
+    });
+    this.root = element("article", { class: "gpu" }, element("h3", {}, this.label, " ", this.name, " ", this.state), this.facts, this.plots, this.roomy);
   }
 
   update(gpu) {
     const { values } = gpu;
     say(this.label, gpu.gpu);
     say(this.name, gpu.name.replace(/^NVIDIA /, "") + (gpu.mig_profile ? ` ${gpu.mig_profile}` : ""));
-    this.facts.hidden = this.plots.hidden = !gpu.up;
-    const throttled = Object.entries(values.throttle_active ?? {}).filter(([, active]) => active);
-    const reasons = throttled.map(([reason]) => reason.replaceAll("_", " ")).join(", ");
+    this.facts.hidden = this.plots.hidden = this.roomy.hidden = !gpu.up;
     const age = gpu.age_seconds === null ? "" : `, last seen ${Math.round(gpu.age_seconds)} s ago`;
-    say(this.state, gpu.up ? (reasons ? `throttled: ${reasons}` : "") : `down: ${gpu.reason}${age}`);
-    mark(this.state, gpu.up ? "state warning" : "state critical");
+    say(this.state, gpu.up ? "" : `down: ${gpu.reason}${age}`);
     if (gpu.up) {
       this.tellFacts(values);
       this.draw(gpu);
+      this.drawRoomy(gpu);
     }
   }
 
@@ -86,6 +93,8 @@ class Card {
       this.meter.value = Math.min(1, watts / limit);
       mark(this.meter, watts >= 0.98 * limit ? "full" : "");
     }
+    const throttled = Object.entries(values.throttle_active ?? {}).filter(([, active]) => active);
+    say(this.throttled, throttled.length ? `throttled: ${throttled.map(([reason]) => reason.replaceAll("_", " ")).join(", ")}` : "");
     const { core, memory } = values.temperature_celsius ?? {};
     const slowdown = values.temperature_threshold_celsius?.slowdown;
     say(this.heat, core === undefined ? "" : `${Math.round(core)}${memory ? `/${Math.round(memory)}` : ""} °C`);
@@ -113,15 +122,27 @@ class Card {
     });
     this.memorySize = values.memory_size_bytes;
     const fullest = values.memory_used_peak_bytes?.["300s"] ?? null;
-    const used = `${bytes(values.memory_used_bytes)}${this.memorySize ? ` of ${bytes(this.memorySize)}` : ""}`;
+    const used = bytesOf(values.memory_used_bytes, this.memorySize);
     this.memory.set(this.history.curves(uuid, "memory_used_bytes", "memory_peak_bytes"), used, {
       level: fullest,
       note: fullest === null ? "" : `peak ${bytes(fullest)}`,
     });
   }
 
+  drawRoomy({ uuid, values }) {
+    if (!this.roomy.clientWidth) return;
+    const { power_watts: watts, power_limit_watts: limit } = values;
+    this.limit = limit;
+    const told = watts === undefined ? "" : `${Math.round(watts)} W`;
+    this.watts.set(this.history.curves(uuid, "power_watts"), told, { note: limit ? `limit ${Math.round(limit)} W` : "" });
+    const slowdown = values.temperature_threshold_celsius?.slowdown;
+    const core = values.temperature_celsius?.core;
+    this.degrees.set(this.history.curves(uuid, "temperature_celsius"), core === undefined ? "" : `${Math.round(core)} °C`, {
+      note: slowdown === undefined ? "" : `slows down at ${Math.round(slowdown)} °C`,
+    });
+  }
+
   close() {
-    this.utilization.close();
-    this.memory.close();
+    for (const curve of [this.utilization, this.memory, this.watts, this.degrees]) curve.close();
   }
 }

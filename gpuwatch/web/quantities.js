@@ -35,6 +35,15 @@ export function bytes(value) {
   return `${unit && Math.abs(value) < 100 ? value.toFixed(1) : Math.round(value)} ${units[unit]}`;
 }
 
+/** 40.0 of 79.6 GiB: a part and its whole in the unit of the whole. */
+export function bytesOf(part, size) {
+  const told = bytes(size);
+  if (!size || part === null || part === undefined) return bytes(part);
+  const [digits, unit] = told.split(" ");
+  const scale = size / Number(digits);
+  return `${digits.includes(".") ? (part / scale).toFixed(1) : Math.round(part / scale)} of ${digits} ${unit}`;
+}
+
 /** A span of time: 12 ms, 3.4 s, 5 min, 2 h. */
 export function duration(seconds) {
   seconds = numeric(seconds);

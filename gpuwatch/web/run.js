@@ -2,7 +2,7 @@
 
 import { Curve } from "./curve.js";
 import { element, mark, say } from "./element.js";
-import { Findings } from "./findings.js";
+import { Findings, merged } from "./findings.js";
 import { Facts, facts, grouped, gpusOf, runLink } from "./jobs.js";
 import { Layers } from "./layers.js";
 import { PhaseBar } from "./phases.js";
@@ -109,15 +109,21 @@ export class RunPage {
       const over = Math.max(0, known.steps.length + steps.length - answer.window_steps);
       this.points.set(name, { steps: [...known.steps, ...steps].slice(over), values: [...known.values, ...values].slice(over) });
     }
-    const steps = [...this.points.values()].flatMap(({ steps: known }) => (known.length ? [known[0], known.at(-1)] : []));
-    const span = steps.length ? [Math.min(...steps), Math.max(...steps)] : null;
+    this.span = this.spanOf("step_seconds") ?? this.spanOf("loss") ?? this.spanOf("grad_norm");
+    const span = this.span;
     say(this.window, span ? `Steps ${whole(span[0])} to ${whole(span[1])}, as far back as this daemon keeps them; all of them are in TensorBoard.` : "No step yet.");
-    const lines = answer.findings.map(({ first_step: at, severity }) => ({ at, severity }));
+    const lines = beginnings(answer.findings);
     for (const curve of CURVES) this.draw(curve, lines);
-    this.findings.update(answer.findings.filter((finding) => finding.state !== "closed").map((finding) => ({ ...finding, ranks: 1 })));
+    this.findings.update(merged(answer.findings.filter((finding) => finding.state !== "closed")));
     this.timeline.update(answer.findings, span);
     this.layers.mark(answer.findings);
     this.describe(answer.facts);
+  }
+
+  // What every step has reaches less far back than what is measured now and then: all curves show the steps of the former.
+  spanOf(name) {
+    const steps = this.points.get(name)?.steps ?? [];
+    return steps.length ? [steps[0], Math.max(this.read, steps.at(-1))] : null;
   }
 
   draw({ title, names, format = number, ...options }, lines) {
@@ -144,7 +150,7 @@ export class RunPage {
     const [steps, values] = tables[0];
     const nonfinite = steps.filter((_, index) => values[index] === null);
     const note = nonfinite.length ? `${whole(nonfinite.length)} not finite` : "";
-    this.curves.get(title).curve.set(data, last.join(", "), { lines, nonfinite, note });
+    this.curves.get(title).curve.set(data, last.join(", "), { lines, nonfinite, note, span: this.span });
   }
 
   describe({ told, started, log, parameters, layers, ...plain }) {
@@ -160,4 +166,12 @@ export class RunPage {
     for (const { curve } of this.curves.values()) curve.close();
     this.layers.close();
   }
+}
+
+/** Where each rule began to speak first, and where what is open began: a line for every episode would hide the curves. */
+function beginnings(findings) {
+  const first = new Map();
+  for (const finding of findings) if (!first.has(finding.rule)) first.set(finding.rule, finding);
+  const told = new Set([...first.values(), ...findings.filter((finding) => finding.state !== "closed")]);
+  return [...told].map(({ first_step: at, severity }) => ({ at, severity }));
 }
