@@ -26,8 +26,10 @@ class Episode:
         if self.finding is not None:
             return self._go_on(self.finding, step, verdict)
         self._recent.append((step, verdict))
+        if verdict is None:
+            return None
         bad = [(at, seen) for at, seen in self._recent if seen is not None]
-        if verdict is None or (len(bad) < self._rule.open_after and not verdict.certain):
+        if len(bad) < self._rule.open_after and not verdict.certain:
             return None
         self.finding = self._open(step, verdict, min(seen.first_step or at for at, seen in bad))
         return self.finding
