@@ -17,10 +17,10 @@ from gpuwatch.cli import recorded
 from gpuwatch.cli.standing import ending, shortfall
 from gpuwatch.state.findings import SEVERITIES
 
-#: A process that has just ended is noticed within 0.1 s, and the rules judge its last steps 0.1 s later.
+#: A process that has just ended is noticed within 0.1 s, and the rules judge its last steps half a second later.
 _SETTLE_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
-_RULES_SECONDS = 0.3
+_RULES_SECONDS = 0.8
 _REPLY_SECONDS = 2.0
 _MAX_REPLY_BYTES = 1 << 16
 _MAX_NAMED = 4
