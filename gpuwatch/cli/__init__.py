@@ -82,5 +82,14 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The `gpuwatch` command. Ends the process: 0 fine, 1 failed, 2 wrong use; `run` ends as its command did."""
-    cli.main(args=None if arguments is None else list(arguments), prog_name="gpuwatch")
+    """The `gpuwatch` command. Ends the process: 0 fine, 1 failed, 2 wrong use, 130 after Ctrl-C; `run` ends as its command did."""
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), prog_name="gpuwatch", standalone_mode=False)
+    except click.ClickException as error:
+        from gpuwatch.cli import refusal
+
+        refusal.show(error)
+        raise SystemExit(error.exit_code) from None
+    except click.Abort:
+        raise SystemExit(130) from None
+    raise SystemExit(code if isinstance(code, int) else 0)

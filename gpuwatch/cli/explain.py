@@ -31,6 +31,6 @@ def command(rule: str) -> None:
     if known is None:
         close = difflib.get_close_matches(rule, BY_NAME, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BY_NAME)}"
-        raise click.BadParameter(f"no rule {rule!r}; {hint}", param_hint="RULE")
+        raise click.UsageError(f"no rule {rule!r}; {hint}")
     for line in pages.page(known).splitlines():
         click.echo(paint(line, "", bold=True) if line.startswith("#") else line)

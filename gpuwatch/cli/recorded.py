@@ -11,7 +11,7 @@ import click
 
 from gpuwatch import announcement, config, paths
 from gpuwatch.state import summary
-from gpuwatch.state.directories import SUMMARY_NAME
+from gpuwatch.state.directories import SUMMARY_NAME, reduce_name
 from gpuwatch.state.summary import RunSummary
 
 
@@ -49,10 +49,27 @@ def log_directory(given: Path | None) -> Path:
     announced = announcement.read(paths.socket_to_call())
     if announced is not None and Path(f"/proc/{announced.pid}").exists():
         return Path(announced.logdir)
+    return Path(settings().daemon.logdir)
+
+
+def settings() -> config.Config:
+    """The configuration as a daemon that is started here would read it. Raises a click error."""
+    from gpuwatch.detectors import registry
+
     try:
-        return Path(config.load().daemon.logdir)
+        return config.load(rules=registry.DEFAULTS)
     except config.ConfigError as error:
         raise click.UsageError(str(error)) from None
+
+
+def name_given(name: str | None) -> str | None:
+    """A run's name as somebody typed it, as the name of its folder. Raises a click error for one that has nothing to keep."""
+    if name is None:
+        return None
+    kept = reduce_name(name, fallback="")
+    if not kept:
+        raise click.UsageError(f"{name!r} is no name for a run: it is kept in a folder of that name, of letters, digits, . _ and -")
+    return kept
 
 
 def scan(logdir: Path) -> list[Recorded]:
@@ -77,7 +94,8 @@ def find(name: str, logdir: Path) -> list[Recorded]:
         found = [*_in_folder(path.parent, path.name), *_in_folder(path, "rank*")]
         if found:
             return _latest_attempts(found)
-        raise click.BadParameter(f"no run is recorded in {path}", param_hint="RUN")
+        if os.sep in name:
+            raise click.UsageError(f"no run is recorded in {path}")
     everything = scan(logdir)
     for matches in (
         [r for r in everything if r.summary.directory == name],
@@ -89,13 +107,16 @@ def find(name: str, logdir: Path) -> list[Recorded]:
     beginning = [known for known in names if known.startswith(name)]
     if len(beginning) == 1:
         return _latest_attempts([r for r in everything if r.summary.run == beginning[0]])
-    raise click.BadParameter(_not_found(name, names, beginning, logdir), param_hint="RUN")
+    raise click.UsageError(_not_found(name, names, beginning, logdir))
 
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001  # click's signature
-    """Names of runs that begin with `incomplete`, for the shell."""
-    names = {recorded.summary.run for recorded in scan(log_directory(ctx.params.get("logdir")))}
-    return sorted(name for name in names if name.startswith(incomplete))
+    """Names of runs that begin with `incomplete`, for the shell; none where the log directory is not known."""
+    try:
+        place = log_directory(ctx.params.get("logdir"))
+    except click.ClickException:  # a shell shows what completion says in the middle of the line that is being typed
+        return []
+    return sorted({name for recorded in scan(place) if (name := recorded.summary.run).startswith(incomplete)})
 
 
 def _not_found(name: str, names: list[str], beginning: list[str], logdir: Path) -> str:

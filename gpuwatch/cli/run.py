@@ -53,7 +53,7 @@ def command(name: str | None, logdir: Path | None, every: int | None, quiet: boo
       gpuwatch run -- python train.py --epochs 3
       gpuwatch run --name sweep-1 -- torchrun --nproc-per-node 8 train.py
     """
-    named = reduce_name(name or f"{program_name(command_line)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    named = recorded.name_given(name) or reduce_name(f"{program_name(command_line)}-{time.strftime('%Y%m%d-%H%M%S')}")
     end_like(supervise(Options(command_line, named, logdir, every, quiet)))
 
 
@@ -94,6 +94,7 @@ def supervise(options: Options, opened: Callable[[str], object] | None = None) -
 def _daemon_for(options: Options, token: str) -> tuple[Path, PrivateDaemon | None, Path]:
     """The log directory, the private daemon if the run needs one, and the socket to call."""
     environ = user_environment()
+    recorded.settings()  # what the daemon would refuse is wrong use, before anything is started
     shared = paths.socket_to_call(environ=environ)
     if options.logdir is None and paths.answers(shared):
         announced = announcement.read(shared)
@@ -104,8 +105,7 @@ def _daemon_for(options: Options, token: str) -> tuple[Path, PrivateDaemon | Non
         if not os.access(logdir, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
-        sentence = f"{logdir} cannot be written ({error.strerror}); choose another with --logdir"
-        raise click.BadParameter(sentence, param_hint="--logdir") from None
+        raise click.ClickException(f"{logdir} cannot be written ({error.strerror}); choose another with --logdir") from None
     try:
         daemon = PrivateDaemon(logdir, token[:8], environ)
         daemon.start()
