@@ -1,10 +1,11 @@
-"""Steps and moments to the detectors, findings back to the state: on a thread of its own, so that a rule may be slow, or hang."""
+"""Steps and moments to the detectors, findings back to the state: on a thread of its own, so that a rule may even hang."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 from gpuwatch_hooks import wire
@@ -20,6 +21,8 @@ from gpuwatch.state.store import State
 
 #: What may wait to be judged; steps over it are counted and not judged.
 MAX_WAITING_STEPS = 1000
+#: More than this share of either limit is not kept waiting for the next turn.
+HURRY_RATIO = 0.25
 MAX_WAITING_BYTES = 8 << 20  # of tables: 5 KiB a step for 150 tensors, 43 KiB with the histograms of their gradients
 #: How often the rules look at the moment of each run.
 MOMENT_SECONDS = 1.0
@@ -33,6 +36,7 @@ class Judge:
         self._engine = engine
         self._state = state
         self._stats = stats
+        self.hurry: Callable[[], None] = lambda: None  # asks for a turn before the next one is due
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Run, Step, int]] = deque()  # the step's run, and the bytes of its tables
         self._waiting_bytes = 0
@@ -48,6 +52,9 @@ class Judge:
             if len(self._waiting) < MAX_WAITING_STEPS and self._waiting_bytes + size_bytes <= MAX_WAITING_BYTES:
                 self._waiting_bytes += size_bytes
                 self._waiting.append((run, msgspec.structs.replace(step, histograms=histograms), size_bytes))
+                filled = max(len(self._waiting) / MAX_WAITING_STEPS, self._waiting_bytes / MAX_WAITING_BYTES)
+                if filled > HURRY_RATIO:
+                    self.hurry()
                 return
         self._stats.count("steps_not_judged")
 

@@ -49,7 +49,7 @@ LAYERS = {
 #: Files of gpuwatch/ that any layer may know: settings and their kind.
 LEAVES = {"config", "paths", "selfstats", "notify", "logs", "signals", "surroundings", "components"}
 #: Only these put layers together.
-WIRING = {"daemon", "judge", "upkeep"}
+WIRING = {"daemon", "judge", "moments", "upkeep"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "managers", "manager", "types", "misc", "base_utils"}
 MAX_LINES = 500
 

@@ -66,12 +66,14 @@ class Watch:
         self._rules = [(rule, Episode(rule)) for rule in rules if isinstance(rule, Rule)]
         self._moment_rules = [(rule, Episode(rule)) for rule in rules if isinstance(rule, MomentRule)]
         self._regime = Regime()
+        self._previous_ns = 0
         self._faults: dict[str, int] = {}
 
     def observe(self, run: Run, step: Step, faults: dict[str, int]) -> list[Finding]:
         sample = Sample(step, run.tensors, run.counters.dropped, new_regime=self._regime.observe(step))
         sample.rate_jump = self._regime.jump
         sample.facts, sample.scalars, sample.events = run.facts, run.scalars, run.events
+        sample.previous_ns, self._previous_ns = self._previous_ns, step.monotonic_ns
         changed = []
         for rule, episode in self._rules:
             if self._faults and self._faults.get(rule.name, 0) >= MAX_FAULTS:

@@ -31,7 +31,8 @@ class Sample:
         self.new_regime = new_regime  # the optimizer was set up anew: what was normal before says nothing now
         self.facts: Mapping[str, str | int | float | bool] = NOTHING  # about the run, as of now rather than of this step
         self.scalars: Mapping[str, Scalar] = NOTHING  # the last of each tag that the job logged, as of now
-        self.events: Sequence[Event] = ()  # the run's last ones; a new list whenever there is another
+        self.events: Sequence[Event] = ()  # the run's last ones, in order; perhaps later ones than this step too
+        self.previous_ns = 0  # CLOCK_MONOTONIC of the step before
 
     @cached_property
     def applied(self) -> bool:
@@ -50,6 +51,26 @@ class Sample:
         """A step field that was measured and is finite, else None."""
         value = self.values.get(name)
         return value if value is not None and math.isfinite(value) else None
+
+    def news(self, code: str) -> list[Event]:
+        """The events of this kind that the hooks sent between the step before and this one."""
+        events = self.events
+        if not events or events[-1].monotonic_ns <= self.previous_ns:
+            return []
+        until_ns = self.step.monotonic_ns
+        return [event for event in events if event.code == code and self.previous_ns < event.monotonic_ns <= until_ns]
+
+    def states(self, code: str, known: dict[str, int]) -> dict[str, int]:
+        """What is so after this step, by an event's text -> since which step: value 1 says that it begins, 0 that it ends."""
+        news = self.news(code)
+        if news:
+            known = dict(known)
+            for event in news:
+                if event.value > 0.0:
+                    known.setdefault(event.text, event.step)
+                else:
+                    known.pop(event.text, None)
+        return known
 
     @property
     def has_layers(self) -> bool:

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 
-from . import control, forks, identity, notices, outbox, patching, ring, settings, wire
+from . import control, exhaustion, forks, identity, notices, outbox, patching, ring, settings, wire
 from .guard import Guard
 
 MAX_EARLY_EVENTS = 16
@@ -34,6 +34,7 @@ class Session:
         self.guard = Guard(self._on_fault, self._on_probe_off)
         self.outbox = outbox.Outbox()
         self.ring = None
+        self.spare_ring = None  # made before it is needed, by an attach
         self.recorder = None
         self.control = None
         self.announces_absence = False  # whether somebody who called us by name is told when no daemon answers
@@ -76,7 +77,7 @@ class Session:
             return False  # a DataLoader's worker, forked before its parent's first step: whatever it does, it is no rank
         self.attempt_id = uuid.uuid4().hex  # not before: a process that forks its ranks has one session for all of them
         try:
-            self.ring = ring.RingWriter(self.settings.ring_slots)
+            self.ring = self._spare() or ring.RingWriter(self.settings.ring_slots)
             self.control = control.Control(self)
             forks.watch(self)
             self.control.start()
@@ -95,6 +96,10 @@ class Session:
         while self._early_events:
             self.event(*self._early_events.popleft())
         return True
+
+    def _spare(self):
+        spare, self.spare_ring = self.spare_ring, None
+        return spare.taken() if spare is not None else None
 
     def deliver_at_exit(self):
         """At interpreter exit, for a process that logged but never took a step: hand over what waits in the outbox."""
@@ -211,6 +216,8 @@ class Session:
         if self.armed and reason is not None:
             self._write_end(reason)
         self.over = self.renewable = True
+        if self.spare_ring is not None:
+            self.spare_ring.close()
         self._forget_exit()
 
     def silence(self):
@@ -252,6 +259,9 @@ class Session:
 
     def _at_exit(self):
         error = sys.exc_info()[1] or getattr(sys, "last_value", None)  # in flight, or that of the traceback just printed
+        exhausted = exhaustion.text_of(error)
+        if exhausted is not None:
+            self.guard.run("end", self.event, "out_of_memory", self._last_step(), 1.0, exhausted)
         failed = error is not None and not isinstance(error, SystemExit) and not hasattr(sys, "ps1")
         self.guard.run("end", self.end, "exception" if failed else "exit")
 

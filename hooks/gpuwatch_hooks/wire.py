@@ -91,7 +91,7 @@ STEP_FIELDS = (
     "clip_max_norm",
     "clipped_while_scaled",  # 1 when clipping ran on gradients that still carried the loss scale
     "closure_calls",
-    "tensors_without_gradient",
+    "tensors_without_gradient",  # of those that want one
     "torch_allocated_bytes",
     "torch_reserved_bytes",
     "torch_allocated_peak_bytes",
@@ -124,7 +124,17 @@ HISTOGRAM_FIRST_EXPONENT = -48
 
 #: KIND_EVENT: step, code (index into EVENT_CODES), a value; then UTF-8 text up to MAX_EVENT_TEXT_BYTES.
 EVENT_HEAD = struct.Struct("<QHd")
-EVENT_CODES = ("probe_disabled", "thinned", "restored", "notice", "graph_capture", "optimizer_seen")
+EVENT_CODES = (
+    "probe_disabled",
+    "thinned",
+    "restored",
+    "notice",
+    "graph_capture",
+    "optimizer_seen",
+    "gradients_kept",  # value 1: no longer cleared between steps, from `step` on; 0: cleared again; text: the tensor
+    "validation_pass",  # value 1: in train mode, 0: in eval mode; after `step`
+    "out_of_memory",  # text: the error's first line
+)
 MAX_EVENT_TEXT_BYTES = 512
 
 #: KIND_END: last step, exit status known to the hooks (0: interpreter exit, 1: uncaught exception, 2: detached).

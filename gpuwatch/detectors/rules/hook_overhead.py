@@ -14,6 +14,11 @@ The hooks' time over the step time, both summed over the last 100 steps: above `
 ## What to do
 
 Record fewer steps (`gpuwatch run --every 10`), or switch histograms off (`hooks.histograms = false`).
+
+## When it is wrong
+
+With steps of a few milliseconds the fixed cost is a visible share and still less than a millisecond. While the machine is
+overloaded, time that the hooks were not running is counted as theirs.
 """
 
 from __future__ import annotations

@@ -17,6 +17,11 @@ overflow at any scale: the model no longer learns, although the loop runs and th
 2. Prefer bfloat16 where the device has it: it needs no scaler.
 3. Compute the part that overflows (softmax over long rows, variances, losses with large sums) in float32:
    `with torch.autocast("cuda", enabled=False)`.
+
+## When it is wrong
+
+A loop that sets the scale itself is followed, not judged. A model whose gradients do not fit float16 for a moment (after a
+new head was added) recovers: the finding closes again.
 """
 
 from __future__ import annotations

@@ -21,6 +21,12 @@ the `skipped_in_a_row`-th bad step in a row. The search for the scale, up to the
    derivatives where their value is still fine. Add an epsilon inside the square root, not outside it.
 2. Under float16, use a GradScaler or bfloat16.
 3. Return to a checkpoint from before `first_step` and clip gradients (`clip_grad_norm_(..., error_if_nonfinite=True)`).
+
+## When it is wrong
+
+A job that replaces such entries itself (`torch.nan_to_num_` on gradients) is told all the same: it is the gradient as
+backward left it. Custom loss scalers that are not torch's GradScaler are not known, and their search for a scale looks like
+a fault.
 """
 
 from __future__ import annotations

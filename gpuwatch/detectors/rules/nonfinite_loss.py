@@ -21,6 +21,11 @@ The loss of one optimizer step (before any loss scale, mean of its micro-batches
 3. Without them, look for log(0), 0/0, sqrt of a negative number or exp of a large one in the loss; under float16, for
    values above 65,504 (use bfloat16, or compute that part in float32).
 4. Go back to the last checkpoint before `first_step`: the weights after it are damaged.
+
+## When it is wrong
+
+A loss that is masked later, or that a loop computes only to print it and leaves out of backward, is not seen: only losses
+that backward is called on count. Under a loss scaler single infinite losses are routine, and excused as described.
 """
 
 from __future__ import annotations

@@ -14,6 +14,10 @@ The count of overwritten records has grown since the last step.
 
 1. Look for the daemon's restarts, and at the CPU that it gets (`systemctl status gpuwatch`).
 2. With very short steps, record fewer of them (`--every 10`).
+
+## When it is wrong
+
+It never is: the count is exact. A daemon that was stopped on purpose for long leaves the same gap.
 """
 
 from __future__ import annotations

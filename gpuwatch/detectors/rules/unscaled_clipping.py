@@ -18,6 +18,10 @@ The hooks saw a clipping call on gradients that had not been unscaled, at a loss
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     scaler.step(optimizer)
     scaler.update()
+
+## When it is wrong
+
+With a loss scale near 1 it makes no difference, and is not told. Clip functions that are not torch's are not seen.
 """
 
 from __future__ import annotations

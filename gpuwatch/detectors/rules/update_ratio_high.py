@@ -16,6 +16,11 @@ Weights that start near zero make the ratio large without harm, so nothing is ju
 
 Divide the learning rate by the excess over 0.001 (it is in the summary), or clip. With several parameter groups, look at
 `update/LAYER/ratio` in TensorBoard for the group at fault.
+
+## When it is wrong
+
+Weights that begin at or near zero (adapters, a new head as the only trained part) change by much of themselves for longer
+than the warm-up. Optimizers that average weights (lookahead, SWA) jump on purpose.
 """
 
 from __future__ import annotations

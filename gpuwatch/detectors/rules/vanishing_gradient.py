@@ -23,6 +23,12 @@ It needs 6 matrices, and updates that were measured.
 1. Put normalisation (LayerNorm, BatchNorm) or residual connections between the layers.
 2. Replace sigmoid or tanh by ReLU or GELU; initialise for the activation (`kaiming_normal_`, `xavier_normal_`).
 3. Under float16, look at `amp_underflow`: gradients may vanish only in the number format.
+
+## When it is wrong
+
+Tables list tensors in the optimizer's order; where that is not the order from input to output (several groups, sorted by
+name), first and last third mean something else. Layers that are meant to learn slowly (a pretrained trunk with a tiny rate)
+meet both conditions.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ which takes them out again.
 """
 
 from .autocast import AutocastProbe
+from .clearing import ClearingProbe
 from .clipping import ClippingProbe
 from .gradients import GradientsProbe
 from .groups import GroupsProbe
@@ -19,6 +20,7 @@ from .modes import ModesProbe
 from .phases import PhasesProbe
 from .scalars import ScalarsProbe
 from .updates import UpdatesProbe
+from .validation import ValidationProbe
 from .weights import WeightsProbe
 
 #: In the order in which they look at a step: gradients before anything that costs time, the copy of the weights last.
@@ -27,6 +29,8 @@ ORDER = (
     GradientsProbe,
     ClippingProbe,
     LossProbe,
+    ClearingProbe,
+    ValidationProbe,
     GroupsProbe,
     ModesProbe,
     MemoryProbe,

@@ -66,13 +66,15 @@ class GradientsProbe:
         recorder, entry = self._recorder, part.entry
         scaling = recorder.by_name["loss_scale"]
         measured = part.gradients = self.begin(entry)
-        places, tensors = [], []
+        places, tensors, without = [], [], 0
         for place, parameter in enumerate(entry.parameters):
             gradient = parameter.grad
             if gradient is not None:
                 places.append(place)
                 tensors.append(gradient)
-        part.set("tensors_without_gradient", float(len(entry.parameters) - len(tensors)))
+            elif parameter.requires_grad:  # a frozen tensor lacks nothing
+                without += 1
+        part.set("tensors_without_gradient", float(without))
         if not tensors:
             return
         scale = scaling.to_true_units(entry)

@@ -93,7 +93,8 @@ class LossProbe:
             del self._window[: MAX_BACKWARDS // 2]
         roots = args[0] if args else kwargs.get("tensors")
         self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ())))
-        recorder.by_name["modes"].at_backward()
+        for name in ("modes", "clearing", "validation"):
+            recorder.session.guard.run(name, recorder.by_name[name].at_backward)
         done = _now()
         recorder.hook_ns += done - began
         recorder.clock.leave(done)
@@ -104,6 +105,7 @@ class LossProbe:
         self._depth -= 1
         if self._depth == 0:
             began = _now()
+            self._recorder.session.guard.run("clearing", self._recorder.by_name["clearing"].after_backward)
             self._recorder.clock.leave(began)
             self._recorder.backward_ended(began)
 

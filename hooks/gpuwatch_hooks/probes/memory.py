@@ -10,6 +10,8 @@ class MemoryProbe:
 
     def install(self, recorder):
         """Nothing to patch."""
+        self._session = recorder.session
+        self._failures = {}  # device index -> out-of-memory errors so far
 
     def after(self, part):
         torch = sys.modules["torch"]
@@ -23,3 +25,9 @@ class MemoryProbe:
         part.set("torch_allocated_bytes", float(stats["allocated_bytes"]["all"]["current"]))
         part.set("torch_allocated_peak_bytes", float(stats["allocated_bytes"]["all"]["peak"]))
         part.set("torch_reserved_bytes", float(stats["reserved_bytes"]["all"]["current"]))
+        failures = stats.get("num_ooms", 0)
+        before = self._failures.get(index, failures)
+        self._failures[index] = failures
+        if failures > before:  # the loop has caught the error
+            text = "torch's allocator on device %d failed %d time(s), and the loop went on" % (index, failures - before)
+            self._session.event("out_of_memory", part.step, 1.0, text)

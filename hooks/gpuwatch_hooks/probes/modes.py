@@ -14,6 +14,10 @@ class ModesProbe:
         for entry in self._recorder.roster:
             entry.training = _mode(entry)
 
+    def any_training(self):
+        """Whether a module that owns tensors of an optimizer is in train() now."""
+        return any(_mode(entry) for entry in self._recorder.roster)
+
     def after(self, part):
         mode = part.entry.training
         if mode is None:

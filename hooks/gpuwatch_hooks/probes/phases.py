@@ -113,6 +113,7 @@ class PhasesProbe:
         if not recorder.on_training_thread() or recorder.fetching:
             return False
         recorder.fetching = True
+        recorder.session.guard.run("validation", recorder.by_name["validation"].at_fetch)
         recorder.clock.enter("data", time.perf_counter_ns())
         return True
 
