@@ -54,7 +54,7 @@ _TURNED_AWAY = 16
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 #: Event streams at the same time. A browser keeps six connections to one host, so one browser alone cannot take them all.
 MAX_STREAMS = 8
-_EVERY_SECONDS = 1.0
+EVERY_SECONDS = 1.0
 
 
 class Response(NamedTuple):
@@ -142,7 +142,7 @@ class HttpServer:
                 if now >= next_turn:
                     self._on_turn()
                     self._publish()
-                    next_turn = now + _EVERY_SECONDS
+                    next_turn = now + EVERY_SECONDS
                 self._turn(max(0.0, min([next_turn - now, *(c.deadline - now for c in self._connections)])))
             except Exception:  # noqa: BLE001  # a bug may neither end the thread nor spin it
                 _log.exception("HTTP: a turn failed")

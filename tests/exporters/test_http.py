@@ -70,7 +70,11 @@ def test_an_answer_with_its_headers(serve):
     assert (response.status, body) == (200, b"hello\n")
     assert response.getheader("X-Content-Type-Options") == "nosniff"
     assert "default-src 'none'" in response.getheader("Content-Security-Policy")
-    assert "frame-ancestors 'none'" in response.getheader("Content-Security-Policy")
+    policy = response.getheader("Content-Security-Policy")
+    assert "frame-ancestors 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
     assert response.getheader("Cache-Control") == "no-store"
     assert response.getheader("Access-Control-Allow-Origin") is None
     assert response.getheader("Connection") == "close"

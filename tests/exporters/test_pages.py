@@ -1,12 +1,14 @@
 import json
 import math
+import re
 import time
 
 import msgspec
 import pytest
 
+from gpuwatch.exporters import web_files
 from gpuwatch.exporters.http import Response
-from gpuwatch.exporters.pages import routes
+from gpuwatch.exporters.pages import Pages
 from gpuwatch.exporters.request import Request
 from gpuwatch.state import summary
 from gpuwatch.state.node_report import NodeReport
@@ -16,51 +18,91 @@ from tests.exporters.test_prometheus import finding
 
 
 @pytest.fixture
-def pages(state, stats):
-    return routes(state, stats, "0.1.0", lambda _: Response(b"metrics"), lambda: pages_reason[0])
+def web(state, stats):
+    return Pages(state, stats, "0.1.0")
+
+
+@pytest.fixture
+def pages(web):
+    metrics = Response(b"metrics")
+    return web.routes(lambda _: metrics, ["loss_spike"], lambda name: f"# {name}", lambda: pages_reason[0])
 
 
 pages_reason = [""]
 
 
 def get(pages, path):
-    return pages[path](Request("GET", path, "", {}))
+    path, _, query = path.partition("?")
+    return pages[path](Request("GET", path, query, {}))
 
 
-def test_the_front_page_names_runs_findings_gpus_and_components(state, stats, pages):
-    job = Job(state, "digits")
-    job.step(12)
-    state.find(job.run, finding())
-    fill(state, gpus=2, now_ns=time.monotonic_ns())
-    next(iter(state.gpus)).mark_down("lost")
-    stats.fail("tensorboard", "No space left on device")
-    page = get(pages, "/")
-    text = page.body.decode()
-    assert page.content_type.startswith("text/html")
-    for part in (
-        "digits",
-        ">12<",
-        "nonfinite_gradient",
-        "down: lost",
-        "H100",
-        "down: No space left on device",
-        'href="metrics"',
-    ):
-        assert part in text, part
+def test_every_file_of_the_page_is_served_as_what_it_is(pages):
+    assert get(pages, "/").content_type == "text/html; charset=utf-8"
+    assert get(pages, "/").body == (web_files.FOLDER / "index.html").read_bytes()
+    assert get(pages, "/web/app.js").content_type == "text/javascript; charset=utf-8"
+    assert get(pages, "/web/style.css").content_type == "text/css; charset=utf-8"
+    assert b"MIT License" in get(pages, "/web/vendor/uplot/LICENSE").body
+    served = {path.removeprefix("/web/") for path in pages if path.startswith("/web/")}
+    assert served == {path.relative_to(web_files.FOLDER).as_posix() for path in web_files.FOLDER.rglob("*") if path.is_file()}
 
 
-def test_an_empty_daemon_has_a_page_too(pages):
-    assert "none" in get(pages, "/").body.decode()
+def test_the_page_has_no_script_and_no_style_of_its_own_and_names_no_other_host(pages):
+    for path in web_files.FOLDER.glob("*"):
+        if path.is_dir():
+            continue
+        text = path.read_text()
+        assert not re.search(r"https?://|//[a-z0-9-]+\.[a-z]", text), path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), path
+    markup = (web_files.FOLDER / "index.html").read_text()
+    assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=", markup)
 
 
-def test_names_of_the_job_are_text_on_the_page(state, pages):
-    job = Job(state, "digits")
+def test_files_are_read_when_they_are_asked_for_and_not_kept(pages, monkeypatch, tmp_path):
+    (tmp_path / "index.html").write_text("before")
+    monkeypatch.setattr(web_files, "FOLDER", tmp_path)
+    handler = web_files.routes()["/"]
+    assert handler(None).body == b"before"
+    (tmp_path / "index.html").write_text("after")
+    assert handler(None).body == b"after"
+
+
+def test_what_the_page_asks_for(state, web, pages):
+    job = Job(state, "digits", rank=1, world_size=2)
     job.step(1)
-    state.find(job.run, finding(layer="x"))
-    next(iter(state.findings.active.values())).summary = "<script>alert(1)</script> & more"
-    text = get(pages, "/").body.decode()
-    assert "<script" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+    job.step(2)
+    fill(state, gpus=1, now_ns=time.monotonic_ns())
+    assert json.loads(get(pages, "/api/live").body)["runs"][0]["directory"] == job.run.directory == "digits/rank1"
+    assert json.loads(get(pages, "/api/run?run=digits/rank1&after=1").body)["curves"]["loss"]["steps"] == [2]
+    assert json.loads(get(pages, "/api/layers?run=digits/rank1").body)["layers"]
+    assert json.loads(get(pages, "/api/histogram?run=digits/rank1&layer=1").body)["name"] == job.layers[1]
+    assert json.loads(get(pages, "/api/window").body) == {"seconds": [], "gpus": {}}
+    web.turn()
+    assert list(json.loads(get(pages, "/api/window").body)["gpus"]) == [gpu.uuid for gpu in state.gpus]
+    stream = get(pages, "/api/events")
+    assert stream.body.startswith(b"data: {")
+    assert stream.events().startswith(b"data: {")
+
+
+@pytest.mark.parametrize(
+    "query", ["", "run=", "run=../digits", "run=digits%2Frank1", "run=digits/rank1&layer=999999999999999999"]
+)
+def test_what_is_not_there_is_not_found(state, pages, query):
+    Job(state, "digits", rank=1, world_size=2).step(1)
+    assert get(pages, f"/api/run?{query.replace('digits/rank1', 'digits')}").status == 404
+    assert get(pages, f"/api/layers?{query.replace('digits/rank1', 'digits')}").status == 404
+    assert get(pages, f"/api/histogram?{query.replace('layer=9', 'layer=x')}").status in (200, 404)
+
+
+def test_a_histogram_of_a_layer_that_is_none(state, pages):
+    Job(state, "digits").step(1)
+    assert get(pages, "/api/histogram?run=digits&layer=3").status == 404
+    assert get(pages, "/api/histogram?run=digits&layer=999999999999999999").status == 200, "no number: the first layer"
+
+
+def test_the_text_of_a_rule(pages):
+    answer = get(pages, "/rules/loss_spike")
+    assert (answer.body, answer.content_type) == (b"# loss_spike", "text/markdown; charset=utf-8")
+    assert "/rules/other" not in pages
 
 
 def test_runs_as_json_are_what_run_json_holds(state, pages):
@@ -106,9 +148,3 @@ def test_health(pages):
     finally:
         pages_reason[0] = ""
     assert (answer.status, answer.body) == (503, b"intake has not started\n")
-
-
-def test_the_style_is_a_file_of_its_own_as_the_policy_wants(pages):
-    assert get(pages, "/style.css").content_type.startswith("text/css")
-    assert "<style" not in get(pages, "/").body.decode()
-    assert "style=" not in get(pages, "/").body.decode()
