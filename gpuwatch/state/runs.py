@@ -60,6 +60,7 @@ class Run:
         self.step: Step | None = None  # the last final one
         self.values: dict[str, float] = {}  # the last known value of each step field: sampled ones are older than `step`
         self._measured_at: dict[str, tuple[int, int]] = {}  # name in `values` -> step, CLOCK_MONOTONIC ns
+        self._oldest_step = 0  # nothing in _measured_at is of a step before it
         self.learning_rates: list[tuple[float, float]] = []  # (learning rate, weight decay) as `groups` names them
         self.scalars: dict[str, Scalar] = {}
         self.tags_left_out = 0
@@ -112,7 +113,8 @@ class Run:
         """Take in one record; the steps that it made final."""
         self.changed = True
         if isinstance(record, StepPart | TensorRows | HistogramRows):
-            return self._finish(self.merger.feed(record))
+            steps = self.merger.feed(record)
+            return self._finish(steps) if steps else steps
         if isinstance(record, tuple):
             for scalar in record:
                 self._scalar(scalar)
@@ -184,6 +186,8 @@ class Run:
 
     def _keep_rates(self, step: Step) -> None:
         # Optimizers that take turns (a GAN's) are not all in each step, and the name table numbers the groups of all.
+        if all(self._rates.get(optimizer) == groups for optimizer, groups in step.groups.items()):
+            return
         for optimizer, groups in step.groups.items():
             if optimizer in self._rates or len(self._rates) < MAX_PARTS:
                 self._rates[optimizer] = groups
@@ -192,12 +196,14 @@ class Run:
     def _remember(self, step: Step) -> None:
         """Take the step's values over; what was sampled long ago is forgotten: nobody may take it for the present."""
         self.values.update(step.values)
-        for name in step.values:
-            self._measured_at[name] = (step.step, step.monotonic_ns)
+        self._measured_at.update(dict.fromkeys(step.values, (step.step, step.monotonic_ns)))
+        if step.step - self._oldest_step <= STALE_STEPS:
+            return
         for name, (number, when_ns) in list(self._measured_at.items()):
             if step.step - number > STALE_STEPS and step.monotonic_ns - when_ns > STALE_NS:
                 del self._measured_at[name]
                 self.values.pop(name, None)
+        self._oldest_step = min((number for number, _ in self._measured_at.values()), default=step.step)
 
     def _keep_tables(self, step: Step) -> None:
         if step.tensors:
