@@ -18,7 +18,9 @@ CALL_SECONDS = 60.0
 #: Told by the page itself, before anything of it runs.
 _WATCH = """
 window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => window.violations.push(event.violatedDirective + " " + event.blockedURI));
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.violations.push(event.violatedDirective + " " + event.blockedURI);
+});
 window.alert = () => window.violations.push("alert");
 """
 

@@ -27,7 +27,7 @@ def test_gpus_with_their_processes_and_peaks(state, live):
     list(state.gpus)[1].mark_down("lost")
     snapshot = told(live)
     first, second = snapshot["gpus"]
-    known = list(state.gpus)[0].values
+    known = next(iter(state.gpus)).values
     assert first["values"]["power_watts"] == known["power_watts", ()]
     assert first["values"]["temperature_celsius"]["core"] == known["temperature_celsius", (("sensor", "core"),)]
     assert first["values"]["clock_hertz"]["sm"] == known["clock_hertz", (("domain", "sm"),)]
