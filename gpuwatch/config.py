@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gpuwatch import expected
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
@@ -140,23 +142,29 @@ def load(
     path = file or _default_file(environ)
     if path is not None:
         tree = _read_toml(path)
-        _check(tree, str(path), rules)
+        _listening(_check(tree, str(path), rules), f"{path}: daemon.listen")
     _apply_environment(tree, environ, rules)
+    # Before the flags are put over it: a flag may replace a setting, not hide that it is wrong.
+    _listening(_check(tree, "environment", rules), "GPUWATCH_DAEMON_LISTEN")
     for key, value in (flags or {}).items():
         if value is not None:
             section, _, name = key.partition(".")
             tree.setdefault(section, {})[name] = value
     config = _check(tree, "command line", rules)
-    parse_listen(config.daemon.listen)
+    _listening(config, "--listen")
     return config
 
 
-def parse_listen(listen: str) -> tuple[str, int]:
-    """ADDR:PORT or [V6]:PORT as (address, port). Raises ConfigError."""
+def _listening(config: Config, source: str) -> None:
+    parse_listen(config.daemon.listen, source)
+
+
+def parse_listen(listen: str, source: str = "daemon.listen") -> tuple[str, int]:
+    """ADDR:PORT or [V6]:PORT as (address, port). Raises ConfigError, which names the `source`."""
     match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})|([^\[\]:]+):(\d{1,5})", listen, re.ASCII)
     port = int(match[2] or match[4]) if match else 65536
     if match is None or port > 65535:
-        raise ConfigError(f"daemon.listen: {listen!r} is not ADDRESS:PORT, for example 127.0.0.1:9877")
+        raise ConfigError(f"{source} must be ADDRESS:PORT, for example 127.0.0.1:9877, got {expected.shown(listen)}")
     return match[1] or match[3], port
 
 
@@ -204,8 +212,8 @@ def _typed(variable: str, text: str, key: str, section: type[Section]) -> object
     value: object = [part.strip() for part in text.split(",") if part.strip()] if key.endswith("_hosts") else text
     try:
         return msgspec.convert(value, fields[key].type, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{variable}: {error}, got {text!r}") from None
+    except msgspec.ValidationError:
+        raise _impossible(variable, fields[key].type, text) from None
 
 
 def _rule_value(variable: str, text: str, key: str, thresholds: Mapping[str, RuleValue]) -> RuleValue:
@@ -214,8 +222,12 @@ def _rule_value(variable: str, text: str, key: str, thresholds: Mapping[str, Rul
         raise ConfigError(f"{variable}: unknown key {key!r}{_suggest(key, [*thresholds, 'enabled'])}")
     try:
         return msgspec.convert(text, type(default), strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{variable}: {error}, got {text!r}") from None
+    except msgspec.ValidationError:
+        raise _impossible(variable, type(default), text) from None
+
+
+def _impossible(where: str, wanted: Any, value: object) -> ConfigError:
+    return ConfigError(f"{where} must be {expected.in_words(wanted)}, got {expected.shown(value)}")
 
 
 def _check(tree: dict[str, Any], source: str, rules: RuleDefaults | None) -> Config:
@@ -232,15 +244,23 @@ def _check(tree: dict[str, Any], source: str, rules: RuleDefaults | None) -> Con
                 raise ConfigError(f"{source}: unknown key {section}.{key}{_suggest(key, fields)}")
             if section == "rules" and not isinstance(table[key], dict):
                 raise ConfigError(f"{source}: a rule is a section: write [rules.{key}]")
-    try:
-        config = msgspec.convert(tree, Config)
-    except msgspec.ValidationError as error:
-        reason, _, path = str(error).partition(" - at ")
-        key = path.strip("`").removeprefix("$.") or "settings"
-        raise ConfigError(f"{source}: {key}: {reason}{_got(tree, key)}") from None
+        if section in SECTIONS:
+            for field in msgspec.structs.fields(SECTIONS[section]):
+                if field.name in table:
+                    _check_value(f"{source}: {section}.{field.name}", field.type, table[field.name])
     if rules is not None:
-        _check_rules(config.rules, source, rules)
-    return config
+        _check_rules(tree.get("rules", {}), source, rules)
+    for rule, table in tree.get("rules", {}).items():
+        for key, value in table.items():
+            _check_value(f"{source}: rules.{rule}.{key}", RuleValue, value)
+    return msgspec.convert(tree, Config)
+
+
+def _check_value(where: str, wanted: Any, value: object) -> None:
+    try:
+        msgspec.convert(value, wanted)
+    except msgspec.ValidationError:
+        raise _impossible(where, wanted, value) from None
 
 
 def _check_rules(given: dict[str, dict[str, RuleValue]], source: str, rules: RuleDefaults) -> None:
@@ -252,17 +272,7 @@ def _check_rules(given: dict[str, dict[str, RuleValue]], source: str, rules: Rul
             where = f"{source}: rules.{rule}.{key}"
             if default is None:
                 raise ConfigError(f"{where}: unknown key{_suggest(key, [*rules[rule], 'enabled'])}")
-            try:
-                msgspec.convert(value, type(default))
-            except msgspec.ValidationError as error:
-                raise ConfigError(f"{where}: {error}, got {value!r}") from None
-
-
-def _got(tree: dict[str, Any], path: str) -> str:
-    value: object = tree
-    for part in re.split(r"\.", path):
-        value = value.get(part) if isinstance(value, dict) else None
-    return f", got {value!r}" if value is not None else ""
+            _check_value(where, type(default), value)
 
 
 def _suggest(word: str, known: Any) -> str:

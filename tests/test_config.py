@@ -118,7 +118,7 @@ def test_rules_are_read_from_file_and_environment(tmp_path):
         ("[hooks]\nevery = 'two'\n", ["hooks.every", "int", "'two'"]),
         ("[hooks]\nevery = 2.5\n", ["hooks.every", "2.5"]),
         ("[hooks]\nevery = true\n", ["hooks.every", "True"]),
-        ("[hooks]\nevery = 0\n", ["hooks.every", ">= 1", "got 0"]),
+        ("[hooks]\nevery = 0\n", ["hooks.every must be a whole number from 1 to 1000000, got 0"]),
         ("[hooks]\noverhead_budget = 1.5\n", ["hooks.overhead_budget", "<= 1"]),
         ("[hooks]\noverhead_budget = nan\n", ["hooks.overhead_budget", "nan"]),
         ("[daemon]\nlog_level = 'loud'\n", ["daemon.log_level", "'loud'"]),

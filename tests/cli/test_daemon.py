@@ -34,15 +34,30 @@ def test_it_serves_until_sigterm_and_takes_its_announcement_back(tmp_path, envir
 def test_wrong_settings_are_refused_with_their_path(gpuwatch, tmp_path, environ):
     (tmp_path / "own.toml").write_text("[daemon]\nlisten = 9877\n")
     for arguments, extra, sentence in (
-        (["--config", "own.toml"], {}, "own.toml: daemon.listen: Expected `str`, got `int`, got 9877"),
+        (["--config", "own.toml"], {}, "own.toml: daemon.listen must be a text, got 9877"),
         (["--config", "none.toml"], {}, "none.toml: cannot be read: No such file or directory"),
-        (["--listen", "nowhere"], {}, "daemon.listen: 'nowhere' is not ADDRESS:PORT, for example 127.0.0.1:9877"),
+        (["--listen", "nowhere"], {}, '--listen must be ADDRESS:PORT, for example 127.0.0.1:9877, got "nowhere"'),
         ([], {"GPUWATCH_RULES_LOSS_SPIKE_FACTORR": "2"}, "GPUWATCH_RULES_LOSS_SPIKE_FACTORR: unknown key 'factorr'"),
     ):
         result = gpuwatch("daemon", *arguments, env={**environ, **extra})
         assert result.returncode == 2, result.stderr
-        assert result.stderr.splitlines()[-1].startswith(f"Error: {sentence}"), result.stderr
-        assert "Traceback" not in result.stderr
+        assert result.stderr.startswith(f"Error: {sentence}"), result.stderr
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('listen = "nowhere"', 'listen must be ADDRESS:PORT, for example 127.0.0.1:9877, got "nowhere"'),
+        ("listen = 9877", "listen must be a text, got 9877"),
+        ("log_level = true", "log_level must be one of debug, error, info, warning, got true"),
+        ("poll_seconds = 7", "poll_seconds must be a number from 0.01 to 1, got 7"),
+    ],
+)
+def test_a_flag_does_not_hide_what_is_wrong_in_the_file(gpuwatch, tmp_path, text, sentence):
+    (tmp_path / "own.toml").write_text(f"[daemon]\n{text}\n")
+    result = gpuwatch("daemon", "--config", "own.toml", "--listen", "127.0.0.1:0")
+    assert (result.returncode, result.stderr) == (2, f"Error: own.toml: daemon.{sentence}\n")
 
 
 def test_what_is_taken_or_closed_is_refused_with_the_way_out(gpuwatch, tmp_path, environ):
