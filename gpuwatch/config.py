@@ -238,22 +238,18 @@ def _check(tree: dict[str, Any], source: str, rules: RuleDefaults | None) -> Con
             raise ConfigError(f"{source}: unknown section [{section}]{_suggest(section, known)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{source}: {section} is a section: write [{section}]")
-        fields = SECTIONS[section].__struct_fields__ if section in SECTIONS else table
-        for key in table:
-            if key not in fields:
-                raise ConfigError(f"{source}: unknown key {section}.{key}{_suggest(key, fields)}")
-            if section == "rules" and not isinstance(table[key], dict):
-                raise ConfigError(f"{source}: a rule is a section: write [rules.{key}]")
         if section in SECTIONS:
-            for field in msgspec.structs.fields(SECTIONS[section]):
-                if field.name in table:
-                    _check_value(f"{source}: {section}.{field.name}", field.type, table[field.name])
-    if rules is not None:
-        _check_rules(tree.get("rules", {}), source, rules)
-    for rule, table in tree.get("rules", {}).items():
-        for key, value in table.items():
-            _check_value(f"{source}: rules.{rule}.{key}", RuleValue, value)
+            _check_section(table, section, source)
+    _check_rules(tree.get("rules", {}), source, rules)
     return msgspec.convert(tree, Config)
+
+
+def _check_section(table: dict[str, Any], section: str, source: str) -> None:
+    fields = {field.name: field.type for field in msgspec.structs.fields(SECTIONS[section])}
+    for key, value in table.items():
+        if key not in fields:
+            raise ConfigError(f"{source}: unknown key {section}.{key}{_suggest(key, fields)}")
+        _check_value(f"{source}: {section}.{key}", fields[key], value)
 
 
 def _check_value(where: str, wanted: Any, value: object) -> None:
@@ -263,13 +259,18 @@ def _check_value(where: str, wanted: Any, value: object) -> None:
         raise _impossible(where, wanted, value) from None
 
 
-def _check_rules(given: dict[str, dict[str, RuleValue]], source: str, rules: RuleDefaults) -> None:
+def _check_rules(given: dict[str, Any], source: str, rules: RuleDefaults | None) -> None:
     for rule, table in given.items():
-        if rule not in rules:
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: a rule is a section: write [rules.{rule}]")
+        if rules is not None and rule not in rules:
             raise ConfigError(f"{source}: unknown rule [rules.{rule}]{_suggest(rule, rules)}")
         for key, value in table.items():
-            default = True if key == "enabled" else rules[rule].get(key)
             where = f"{source}: rules.{rule}.{key}"
+            _check_value(where, RuleValue, value)
+            if rules is None:
+                continue
+            default = True if key == "enabled" else rules[rule].get(key)
             if default is None:
                 raise ConfigError(f"{where}: unknown key{_suggest(key, [*rules[rule], 'enabled'])}")
             _check_value(where, type(default), value)

@@ -8,6 +8,13 @@ from typing import Any
 from msgspec import inspect
 
 
+_PLAIN = {
+    inspect.BoolType: "true or false",
+    inspect.ListType: "a list of texts",
+    inspect.UnionType: "true, false, a number or a text",
+}
+
+
 def in_words(annotation: Any) -> str:
     """The values that a type takes: "a whole number from 1 to 65536", "true or false", "one of text, json"."""
     return _words(inspect.type_info(annotation))
@@ -21,19 +28,13 @@ def shown(value: object) -> str:
 def _words(kind: inspect.Type) -> str:
     if isinstance(kind, inspect.Metadata):
         return _words(kind.type)
-    if isinstance(kind, inspect.BoolType):
-        return "true or false"
     if isinstance(kind, inspect.IntType):
         return f"a whole number{_bounds(kind)}"
     if isinstance(kind, inspect.FloatType):
         return f"a number{_bounds(kind)}"
     if isinstance(kind, inspect.LiteralType):
         return f"one of {', '.join(map(str, kind.values))}"
-    if isinstance(kind, inspect.ListType):
-        return "a list of texts"
-    if isinstance(kind, inspect.UnionType):
-        return "true, false, a number or a text"
-    return "a text"
+    return _PLAIN.get(type(kind), "a text")
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:

@@ -82,7 +82,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The `gpuwatch` command. Ends the process: 0 fine, 1 failed, 2 wrong use, 130 after Ctrl-C; `run` ends as its command did."""
+    """The `gpuwatch` command. Ends the process: 0 fine, 1 failed, 2 wrong use, 130 by Ctrl-C; `run` ends as its command did."""
     try:
         code = cli.main(args=None if arguments is None else list(arguments), prog_name="gpuwatch", standalone_mode=False)
     except click.ClickException as error:

@@ -16,9 +16,9 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 @click.command(short_help="Say what a rule means and what to do.")
-@click.argument("rule", shell_complete=_complete)
-def command(rule: str) -> None:
-    """Say what RULE means, how it is measured against which threshold, and what to do about it.
+@click.argument("rule", required=False, shell_complete=_complete)
+def command(rule: str | None) -> None:
+    """Say what RULE means, how it is measured against which threshold, and what to do about it; without RULE, list all.
 
     \b
     Example:
@@ -27,10 +27,15 @@ def command(rule: str) -> None:
     from gpuwatch.detectors import pages
     from gpuwatch.detectors.registry import BY_NAME
 
+    if rule is None:
+        width = max(map(len, BY_NAME))
+        for name, each in BY_NAME.items():
+            click.echo(f"{name:<{width}}  {each.severity:<8}  {pages.title(each)}")
+        return
     known = BY_NAME.get(rule)
     if known is None:
         close = difflib.get_close_matches(rule, BY_NAME, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BY_NAME)}"
+        hint = f"did you mean {close[0]!r}?" if close else "gpuwatch explain lists them"
         raise click.UsageError(f"no rule {rule!r}; {hint}")
     for line in pages.page(known).splitlines():
         click.echo(paint(line, "", bold=True) if line.startswith("#") else line)

@@ -68,7 +68,7 @@ def name_given(name: str | None) -> str | None:
         return None
     kept = reduce_name(name, fallback="")
     if not kept:
-        raise click.UsageError(f"{name!r} is no name for a run: it is kept in a folder of that name, of letters, digits, . _ and -")
+        raise click.UsageError(f"{name!r} is no name for a run, whose folder is called so: give it letters or digits")
     return kept
 
 
