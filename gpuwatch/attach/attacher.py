@@ -14,14 +14,16 @@ from msgspec.structs import replace
 
 from gpuwatch.attach import connected, injector, payload, preflight, remote_debug
 from gpuwatch.attach.entry import InjectError
-from gpuwatch.attach.loader import REPORT_BYTES, REPORTED
+from gpuwatch.attach.loader import LEFT_AT, REPORT_BYTES, REPORTED
+from gpuwatch.attach.payload import Place
 from gpuwatch.attach.process import Process, read_process, seen_from, waiting_in
 
 METHODS = ("auto", "socket", "ptrace", "remote-debug")
 _POLL_SECONDS = 0.001
+MakeText = Callable[[Place], str]
 #: Answers that only mean "not at this moment", and how long until it is worth asking again: torch is being imported, the main
 #: thread was in one of our own hooks or in a lock of the import system, our thread still delivers.
-_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "locked": 0.005, "leaving": 0.02}
+_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "locked": 0.005, "leaving": 0.02, "loading": 0.02}
 #: What an attach may set, as the hooks name it.
 ADJUSTABLE = ("every", "histograms", "overhead_budget", "detach_after_seconds")
 GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
@@ -109,18 +111,19 @@ def apply(
 def _enter(process: Process, way: str, verb: str, options: dict[str, Any], timeout_seconds: float) -> tuple[str, float]:
     """The target's last answer, and the longest that it was stopped for, in microseconds. Raises InjectError, OSError."""
     deadline = time.monotonic() + timeout_seconds
-    modules = payload.compiled(process) if verb == "begin" else {}
+    modules = payload.compiled(process)
+    blob = payload.pack(modules) if verb == "begin" else b""
 
-    def text(report: int) -> str:
-        return payload.build(modules, verb, options, report, timeout_seconds)
+    def text(place: Place) -> str:
+        return payload.build(modules, verb, options, process, place, timeout_seconds)
 
     go = _by_remote_debugging if way == "remote-debug" else _by_injector
     leaving = False
-    answer, stopped = go(process, text, timeout_seconds)
+    answer, stopped = go(process, text, blob, timeout_seconds)
     while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < deadline:
         time.sleep(pause)
         leaving = leaving or answer in ("leaving", "inside")
-        answer, again = go(process, text, timeout_seconds)
+        answer, again = go(process, text, blob, deadline - time.monotonic())
         stopped = max(stopped, again)
     return "detached" if leaving and answer == "absent" else answer, stopped
 
@@ -157,20 +160,36 @@ def _unreachable(process: Process, options: dict[str, Any]) -> Outcome | None:
     return Outcome(pid=process.pid, title=process.title, answer="refused", sentence=finding.sentence, fix=finding.fix)
 
 
-def _by_remote_debugging(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
-    report, stopped = remote_debug.request(process, lambda address: text(address).encode())
+def _by_remote_debugging(process: Process, make_text: MakeText, blob: bytes, timeout_seconds: float) -> tuple[str, float]:
+    def script(report: int, path: str) -> bytes:
+        return make_text(Place(report, path or None, None)).encode()
+
+    report, stopped = remote_debug.request(process, script, blob)
     return _await_report(process, report, timeout_seconds) or _queued(process), stopped
 
 
-def _by_injector(process: Process, text: Callable[[int], str], timeout_seconds: float) -> tuple[str, float]:
-    injection = injector.inject(process.pid, text, process.start_ticks)
+def _by_injector(process: Process, make_text: MakeText, blob: bytes, timeout_seconds: float) -> tuple[str, float]:
+    def text(area: int, area_bytes: int) -> str:
+        return make_text(Place(area, (area + injector.BLOB_AT, len(blob)) if blob else None, (area, area_bytes)))
+
+    injection = injector.inject(process.pid, text, process.start_ticks, blob=blob)
     stopped = injection.stopped_microseconds
-    answer = _await_report(process, injection.area, timeout_seconds)
+    answer = _await_report(process, injection.area, timeout_seconds) or _left(process, injection.area)
     if answer is None:
-        return _queued(process), stopped  # the area stays: its text may still be run; it does nothing once it has expired
-    with suppress(InjectError, OSError):  # what cannot be unmapped now are 200 KB that nobody reads
+        return _queued(process), stopped
+    with suppress(InjectError, OSError):  # what cannot be unmapped now are 300 KB that nobody reads
         stopped = max(stopped, injector.release(process.pid, injection.area, injection.area_bytes))
     return answer, stopped
+
+
+def _left(process: Process, area: int) -> str | None:
+    """Note in the area that nobody waits any more: it is unmapped by whoever uses it last. An answer that came meanwhile."""
+    memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR)
+    try:
+        os.pwrite(memory, b"\1", area + LEFT_AT)
+        return _read_report(process, memory, area)
+    finally:
+        os.close(memory)
 
 
 def _await_report(process: Process, address: int, timeout_seconds: float) -> str | None:
@@ -178,15 +197,20 @@ def _await_report(process: Process, address: int, timeout_seconds: float) -> str
     memory = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY)
     try:
         while time.monotonic() < deadline:
-            raw = os.pread(memory, REPORT_BYTES, address)
-            if not raw:
-                raise InjectError(f"process {process.pid} ended")
-            if raw[0] == REPORTED:
-                return raw[8:].split(b"\0", 1)[0].decode(errors="replace")
+            answer = _read_report(process, memory, address)
+            if answer is not None:
+                return answer
             time.sleep(_POLL_SECONDS)
     finally:
         os.close(memory)
     return None
+
+
+def _read_report(process: Process, memory: int, address: int) -> str | None:
+    raw = os.pread(memory, REPORT_BYTES, address)
+    if not raw:
+        raise InjectError(f"process {process.pid} ended")
+    return raw[8:].split(b"\0", 1)[0].decode(errors="replace") if raw[0] == REPORTED else None
 
 
 def _queued(process: Process) -> str:

@@ -24,14 +24,15 @@ from typing import NamedTuple, TypeVar
 
 from gpuwatch.attach.detour import Detour, ElsewhereError, FaultError
 from gpuwatch.attach.entry import MAX_AREA_BYTES, EntryPoints, InjectError, resolve
-from gpuwatch.attach.loader import REPORT_BYTES
 from gpuwatch.attach.process import started
 from gpuwatch.attach.ptrace import TargetExitedError, Tracee
 
 _NR_MMAP, _NR_MUNMAP = 9, 11
 _PROT_READ_WRITE = 3
 _MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE = 0x2 | 0x20 | 0x100000
-_STACK_BYTES = 64 * 1024
+_STACK_BYTES, _TEXT_BYTES = 64 * 1024, 64 * 1024
+#: Where the blob lies in the area.
+BLOB_AT = 512
 _ATTEMPTS, _BETWEEN_ATTEMPTS_SECONDS = 5, 0.003
 _Result = TypeVar("_Result")
 
@@ -47,28 +48,34 @@ class Injection(NamedTuple):
 
 
 def inject(
-    pid: int, make_text: Callable[[int], str], start_ticks: int | None = None, call_timeout_seconds: float = 1.0
+    pid: int,
+    make_text: Callable[[int, int], str],
+    start_ticks: int | None = None,
+    call_timeout_seconds: float = 1.0,
+    blob: bytes = b"",
 ) -> Injection:
     """File a text as a pending call of the main thread of `pid`. It runs when that thread next reaches bytecode.
 
-    `make_text(address)` gives the text; loader.REPORT_BYTES of zeros lie at that address in the target for it to report in.
+    `make_text(address, bytes)` gives the text; loader.REPORT_BYTES of zeros lie at that address in the target for it to report
+    in, `blob` lies at BLOB_AT behind it, and the whole mapping has so many bytes (at least).
     It runs in the target's `__main__`: it must keep its names to itself and let nothing escape (payload.py sees to both).
     With `start_ticks` (from its stat) another process that has been given the same pid meanwhile is left alone.
     Raises InjectError or OSError (EPERM: the kernel refuses); the target is unharmed in every case.
     """
     began = time.perf_counter_ns()
     entry = resolve(pid)
-    payload = make_text(entry.free).encode() + b"\0"
-    if len(payload) > MAX_AREA_BYTES // 2:
-        raise InjectError(f"a text of {len(payload)} bytes is too long")
+    if len(blob) > MAX_AREA_BYTES // 4 * 3:
+        raise InjectError(f"{len(blob)} bytes are too many")
+    area_bytes = (BLOB_AT + len(blob) + _STACK_BYTES + _TEXT_BYTES + 4095) & -4096
+    payload = make_text(entry.free, area_bytes).encode() + b"\0"
     resolved = time.perf_counter_ns()
 
-    def work(thread: Tracee, memory: int) -> tuple[int, int]:
+    def work(thread: Tracee, memory: int) -> int:
         if start_ticks is not None and started(pid) != start_ticks:  # asked once it is ours: from then on its number is kept
             raise InjectError(f"process {pid} has ended, and another one has its number")
-        return _file_call(thread, memory, entry, payload, call_timeout_seconds)
+        return _file_call(thread, memory, entry, (blob, payload, area_bytes), call_timeout_seconds)
 
-    area_bytes, stopped_ns = _persistently(pid, work)
+    stopped_ns = _persistently(pid, work)
     return Injection(stopped_ns / 1e3, (resolved - began) / 1e3, entry.free, area_bytes, entry.interpreter)
 
 
@@ -118,19 +125,24 @@ def _seized(pid: int) -> Iterator[tuple[Tracee, int]]:
         os.close(memory)
 
 
-def _file_call(thread: Tracee, memory: int, entry: EntryPoints, payload: bytes, timeout_seconds: float) -> tuple[int, int]:
-    """Map an area, file the call; (area's size, nanoseconds that the thread stood still)."""
+def _file_call(thread: Tracee, memory: int, entry: EntryPoints, given: tuple[bytes, bytes, int], timeout_seconds: float) -> int:
+    """Map an area of `given`'s size for its blob and text, file the call; nanoseconds that the thread stood still."""
+    blob, text, area_bytes = given
     detour = Detour(thread, memory, entry, timeout_seconds)
-    area_bytes = (REPORT_BYTES + _STACK_BYTES + 64 + detour.room + len(payload) + 4095) & -4096
+    stack_top = entry.free + BLOB_AT + len(blob) + _STACK_BYTES
     with detour.brought_home():
+        if detour.room + len(text) + 64 > _TEXT_BYTES:
+            raise InjectError(f"a text of {len(text)} bytes is too long")
         mapped = detour.system_call(
             _NR_MMAP, entry.free, area_bytes, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE, (1 << 64) - 1, 0
         )
         if mapped != entry.free:
             error = os.strerror(-(mapped - (1 << 64)) & 0xFFF)
             raise InjectError(f"the target could not map {area_bytes} bytes ({error})")
-        detour.call(entry.add_pending_call, entry.run_simple_string, payload, entry.free + REPORT_BYTES + _STACK_BYTES)
-    return area_bytes, detour.go_home()
+        if os.pwrite(memory, blob, entry.free + BLOB_AT) != len(blob):
+            raise InjectError("the target's memory could not be written")
+        detour.call(entry.add_pending_call, entry.run_simple_string, text, stack_top)
+    return detour.go_home()
 
 
 @contextmanager

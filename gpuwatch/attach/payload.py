@@ -1,11 +1,12 @@
-"""The text that an attach injects: the hooks themselves, packed, and a loader, which let neither names nor errors escape.
+"""What an attach injects: a short text that the main thread runs, and the hooks themselves, packed, for a thread of ours.
 
 A module's code travels compiled where the target's own kind of interpreter can be asked to compile it (marshalled code loads
-in 2 ms; compiling 25 modules holds the target's main thread up for 100 ms), else as source.
+in 2 ms; compiling all modules takes 100 ms), else as source.
 """
 
 from __future__ import annotations
 
+import ast
 import binascii
 import functools
 import hashlib
@@ -16,15 +17,18 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gpuwatch.attach.loader import SOURCE
+from gpuwatch.attach.loader import LEFT_AT, SOURCE
 from gpuwatch.attach.process import Process
 
 #: Parts of the hooks that only an import of theirs would load: an attached job does not import us.
 _LEFT_OUT = ("inject", "adapters")
+#: The loader's own place among the modules.
+_LOADER = "gpuwatch_attach"
 _STANDARD = re.compile(r"^\s*(?:import|from) ([a-z_]+)", re.MULTILINE)
 _COMPILE_SECONDS = 20
 _COMPILER = """
@@ -39,9 +43,17 @@ sys.stdout.buffer.write(marshal.dumps(codes, 2))
 Modules = dict[str, tuple[bool, bytes | str]]
 
 
+class Place(NamedTuple):
+    """Where in the target things lie: the report; the packed modules, (address, bytes) or a file's path; the whole mapping."""
+
+    report: int
+    blob: tuple[int, int] | str | None
+    area: tuple[int, int] | None
+
+
 @functools.cache
 def sources() -> dict[str, tuple[bool, str]]:
-    """Every module of the hooks as source, by full name."""
+    """Every module of the hooks as source, by full name, each after those that it imports when it is loaded; and the loader."""
     spec = find_spec("gpuwatch_hooks")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the hooks are not installed beside gpuwatch")
@@ -54,7 +66,45 @@ def sources() -> dict[str, tuple[bool, str]]:
         package = parts[-1] == "__init__"
         name = ".".join(("gpuwatch_hooks", *(parts[:-1] if package else parts)))
         found[name] = (package, path.read_text(encoding="utf-8"))
-    return found
+    return {name: found[name] for name in ordered(found)} | {_LOADER: (False, SOURCE)}
+
+
+def ordered(texts: dict[str, tuple[bool, str]]) -> list[str]:
+    """The names in an order in which each module can be executed: after all that it imports at its top level.
+
+    Raises ValueError when they import each other in a circle.
+    """
+    needs = {name: set(_imported(name, texts)) for name in texts}
+    order: list[str] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise ValueError(f"modules import each other: {' -> '.join([*above, name])}")
+        if name not in order:
+            for needed in sorted(needs[name]):
+                visit(needed, (*above, name))
+            order.append(name)
+
+    for name in sorted(texts):
+        visit(name, ())
+    return order
+
+
+def _imported(name: str, texts: dict[str, tuple[bool, str]]) -> Iterator[str]:
+    """Modules among `texts` that `name` imports while it is executed."""
+    package, text = texts[name]
+    root = name.partition(".")[0]
+    yield from [root] if name != root else []
+    here = name.split(".") if package else name.split(".")[:-1]
+    waiting: list[ast.AST] = [ast.parse(text)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*here[: len(here) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            candidates = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+            yield from (found for found in candidates if found in texts and found not in (name, root))
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
 
 
 def compiled(process: Process) -> Modules:
@@ -82,8 +132,14 @@ def compiled(process: Process) -> Modules:
     return codes
 
 
-def build(modules: Modules, verb: str, options: dict[str, Any], report: int, valid_seconds: float) -> str:
-    """The text. `verb`: begin or end; `report`: address of the report; it does nothing after `valid_seconds`.
+def pack(modules: Modules) -> bytes:
+    """All modules as the bytes that the loader unpacks: it executes them in this order."""
+    listed = [(name, package, code) for name, (package, code) in modules.items() if name != _LOADER]
+    return zlib.compress(marshal.dumps(listed, 2), 1)
+
+
+def build(modules: Modules, verb: str, options: dict[str, Any], process: Process, place: Place, valid_seconds: float) -> str:
+    """The text. `verb`: begin or end; it does nothing after `valid_seconds`, and in no other process than this.
 
     PyRun_SimpleString runs it in `__main__`: hence one expression statement, which binds no name there. An error that escaped
     would surface as a SystemError in the user's loop, and SystemExit would end the process: hence the bare except.
@@ -91,16 +147,20 @@ def build(modules: Modules, verb: str, options: dict[str, Any], report: int, val
     given = {
         "STANDARD": sorted(_standard_modules()),
         "OPTIONS": options,
-        "REPORT": report,
+        "REPORT": place.report,
+        "LEFT_AT": LEFT_AT,
+        "BLOB": place.blob,
+        "AREA": place.area,
         "VERB": verb,
+        "PID": process.namespace_pids[-1],
         "EXPIRES": time.time() + valid_seconds,
-        "MODULES": modules,
+        "__name__": _LOADER,
     }
-    # base64, which C code reads in 0.3 ms; base85 is shorter, but reading it held the target's main thread up for 13 ms.
-    packed = binascii.b2a_base64(zlib.compress(marshal.dumps((SOURCE, given), 2), 6), newline=False).decode()
+    _, code = modules[_LOADER]
+    packed = binascii.b2a_base64(zlib.compress(marshal.dumps((code, given), 2), 6), newline=False).decode()
     return (
         "try:\n"
-        " (lambda m, b, z: (lambda t: exec(t[0], dict(t[1], __name__='gpuwatch_attach')))"
+        " (lambda m, b, z: (lambda t: (exec(m.loads(t[0]) if type(t[0]) is bytes else t[0], t[1]), t[1]['run']()))"
         f"(m.loads(z.decompress(b.a2b_base64('{packed}')))))"
         "(__import__('marshal'), __import__('binascii'), __import__('zlib'))\n"
         "except BaseException:\n pass\n"

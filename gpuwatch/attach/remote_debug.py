@@ -48,11 +48,12 @@ class DisabledError(InjectError):
     """The target's owner has switched remote debugging off."""
 
 
-def request(process: Process, make_script: Callable[[int], bytes]) -> tuple[int, float]:
-    """Have the main thread of `process` run `make_script(address)` (Python source) between two of its bytecodes.
+def request(process: Process, make_script: Callable[[int, str], bytes], blob: bytes = b"") -> tuple[int, float]:
+    """Have the main thread of `process` run `make_script(address, path)` (Python source) between two of its bytecodes.
 
-    The address, also returned, is where the script may report: the buffer that its own path came in, read by then. The
-    second result is for how many microseconds the thread stood still.
+    The address, also returned, is where the script may report: the buffer that its own path came in, read by then. The path is
+    that of a file which holds `blob`, for the script to read and remove. The second result is for how many microseconds the
+    thread stood still.
     Raises DisabledError (honour it), InjectError, or OSError as the kernel answers.
     """
     memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR)
@@ -70,7 +71,9 @@ def request(process: Process, make_script: Callable[[int], bytes]) -> tuple[int,
         if not thread:
             raise InjectError("the interpreter has no main thread")
         support = thread + layout.support
-        path = _place_script(process, make_script(support + layout.path))
+        packed = _place_file(process, lambda _: blob) if blob else ""
+        script = make_script(support + layout.path, packed)
+        path = _place_file(process, lambda path: b"import os; os.unlink(%r)\n" % path + script)
         with _stopped(process.pid) as began_ns:  # only so that the bit which we set is not lost to one that the thread sets
             os.pwrite(memory, path.encode() + b"\0", support + layout.path)
             os.pwrite(memory, struct.pack("<i", 1), support + layout.pending)
@@ -114,8 +117,8 @@ def _word(memory: int, address: int) -> int:
     return int(struct.unpack("<Q", os.pread(memory, 8, address))[0])
 
 
-def _place_script(process: Process, script: bytes) -> str:
-    """A file that the target can read, by its own root; it removes it as its first act. Its path as the target names it."""
+def _place_file(process: Process, content: Callable[[str], bytes]) -> str:
+    """A file of `content(path)` that the target can read, by its own root, and removes. Its path as the target names it."""
     for folder in (f"/run/user/{process.uid}", "/dev/shm", "/var/tmp"):  # noqa: S108  # in the target's root, exclusive, unguessable
         path = f"{folder}/gpuwatch-{secrets.token_hex(16)}.py"
         try:
@@ -130,7 +133,7 @@ def _place_script(process: Process, script: bytes) -> str:
         finally:
             os.close(directory)
         with os.fdopen(fd, "wb") as file:
-            file.write(b"import os; os.unlink(%r)\n" % path + script)
+            file.write(content(path))
             if os.geteuid() != process.uid:
                 os.fchown(fd, process.uid, -1)
         return path

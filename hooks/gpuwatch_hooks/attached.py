@@ -1,25 +1,44 @@
 """What an attach runs in a process that was started without us: begin to record, or take everything out again.
 
-Both run in the main thread between two of its bytecodes and return a short status for the attacher to read.
+Both run in the main thread between two of its bytecodes and return a short status for the attacher to read. What takes long
+and touches nothing of the job's is done before, by `prepared`, on the thread that loads us.
 """
 
 import sys
 import threading
 import time
 
-from . import bootstrap, identity, notices, session, settings
+from . import bootstrap, identity, notices, session, settings, spare_ring
 
 #: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
 forget = None
 _UNUSED_WITHIN_SECONDS = 2.0
 
 
-def begin(options):
+def prepared():
+    """A ring for the session to come, and kernels that have run once: 5 ms that the first step would take longer. Or None."""
+    try:
+        import torch
+
+        from .kernels import cpu
+
+        with torch.no_grad():
+            tensors = [torch.zeros(2, 2, dtype=torch.float32, device="cpu")]
+            cpu.norms(tensors)
+            cpu.table(tensors, None, None)
+            cpu.histograms(tensors, None)
+        return spare_ring.SpareRing(settings.from_environment()[0].ring_slots)
+    except Exception:
+        return None  # the first step will say what is wrong
+
+
+def begin(options, spare=None):
     """Put the hooks in. `options`: socket, run, the adjustable settings, told (a line for stderr, or None).
 
     Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings.
     """
     current = session.renewed()
+    current.spare_ring = spare
     adjustable = {name: options[name] for name in settings.ADJUSTABLE if options.get(name) is not None}
     if current.installed and not current.over:
         current.adjust(adjustable, explicit=True)

@@ -32,7 +32,7 @@ def interpreter(version):
 
 def note(path, text):
     """A payload that appends one line to a file and lets nothing escape."""
-    return lambda _report: f"try:\n with open({str(path)!r}, 'a') as f: f.write('{text}\\n')\nexcept BaseException: pass\n"
+    return lambda *_: f"try:\n with open({str(path)!r}, 'a') as f: f.write('{text}\\n')\nexcept BaseException: pass\n"
 
 
 def lines(path):
@@ -98,7 +98,7 @@ def call_cbrt(pid, rounds):
     original, injector.resolve = injector.resolve, lambda _pid: entry._replace(free=original(pid).free)
     try:
         for _ in range(rounds):
-            inject(pid, lambda _: "")
+            inject(pid, lambda *_: "")
             time.sleep(0.002)
     finally:
         injector.resolve = original
@@ -136,7 +136,7 @@ def inject_and_die(pid, after_calls):
 
         ptrace._libc = Dying
         try:
-            inject(pid, lambda _: "pass")
+            inject(pid, lambda *_: "pass")
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -165,7 +165,7 @@ def test_the_attacher_killed_from_outside_at_random_instants(launch, tmp_path):
         if child == 0:
             try:
                 while True:
-                    inject(target.pid, lambda _: "pass")
+                    inject(target.pid, lambda *_: "pass")
             finally:
                 os._exit(0)
         time.sleep(generator.uniform(0.0, 0.01))
@@ -191,7 +191,7 @@ def test_a_process_that_is_not_python_is_refused_in_a_sentence():
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         with pytest.raises(InjectError, match="not a Python process"):
-            inject(sleeper.pid, lambda _: "pass")
+            inject(sleeper.pid, lambda *_: "pass")
     finally:
         sleeper.kill()
         sleeper.wait()
@@ -201,13 +201,13 @@ def test_a_process_that_is_gone_is_an_oserror():
     ended = subprocess.Popen(["true"])
     ended.wait()
     with pytest.raises(OSError):
-        inject(ended.pid, lambda _: "pass")
+        inject(ended.pid, lambda *_: "pass")
 
 
 def test_another_process_with_the_same_number_is_left_alone(launch):
     target = launch("busy.py")
     with pytest.raises(InjectError, match="another one has its number"):
-        inject(target.pid, lambda _: "raise SystemExit", start_ticks=1)
+        inject(target.pid, lambda *_: "raise SystemExit", start_ticks=1)
     time.sleep(0.05)
     assert target.poll() is None
 
@@ -217,7 +217,7 @@ def test_a_call_that_faults_says_where_and_changes_nothing(launch, tmp_path, mon
     right = injector.resolve
     monkeypatch.setattr(injector, "resolve", lambda pid: right(pid)._replace(add_pending_call=16))
     with pytest.raises(InjectError, match=r"while filing the call \(signal 11, code 1, at 0x10, address 0x10"):
-        inject(target.pid, lambda _: "pass")
+        inject(target.pid, lambda *_: "pass")
     monkeypatch.setattr(injector, "resolve", right)
     inject(target.pid, note(tmp_path / "ran", "x"))
     until(lambda: lines(tmp_path / "ran") == ["x"])
@@ -244,7 +244,7 @@ def test_a_thread_that_is_not_on_its_own_stack_is_not_written_to(launch, monkeyp
     monkeypatch.setattr(injector, "resolve", lambda pid: right(pid)._replace(stack=range(4096, 8192)))
     monkeypatch.setattr(injector.time, "sleep", seen.append)
     with pytest.raises(InjectError, match="not on its own stack"):
-        inject(target.pid, lambda _: "pass")
+        inject(target.pid, lambda *_: "pass")
     assert len(seen) == 4  # it was asked for again, a moment later each time
     assert target.poll() is None
 
@@ -271,7 +271,7 @@ def test_signals_that_come_faster_than_they_can_be_passed_on_cost_a_second_and_n
     target = launch("storm.py", "flood")
     began = time.monotonic()
     try:
-        inject(target.pid, lambda _: "pass")  # on a fast machine it gets through
+        inject(target.pid, lambda *_: "pass")  # on a fast machine it gets through
     except InjectError as error:
         assert "did not come back in 1 s" in str(error)  # noqa: PT017  # either way out is right
     assert time.monotonic() - began < 20

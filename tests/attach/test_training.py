@@ -131,14 +131,21 @@ def test_an_attach_during_import_waits_for_it(launch, daemon):
     assert detach(target).answer == "detached"
 
 
-def attach_inside_the_import_lock(launch, daemon):
+def attach_inside_the_import_lock(launch, daemon, monkeypatch, **changes):
+    """With a loader that imports a module of the library which is not loaded yet, at the moment at which it thinks it may."""
+    source = loader.SOURCE.replace("    half = None if to_leave", "    import colorsys\n    half = None if to_leave")
+    for old, new in changes.items():
+        assert old in source
+        source = source.replace(old + "():", new)
+    modules = payload._compiled_here() | {"gpuwatch_attach": (False, source)}
+    monkeypatch.setattr(payload, "compiled", lambda _: modules)
     target = launch("import_lock.py", wait=False, stderr=subprocess.PIPE)
     assert target.stdout.readline() == "locked\n"
     return target, attach(target, daemon)
 
 
-def test_an_attach_inside_the_import_systems_lock_waits_for_it(launch, daemon):
-    target, outcome = attach_inside_the_import_lock(launch, daemon)
+def test_an_attach_inside_the_import_systems_lock_waits_for_it(launch, daemon, monkeypatch):
+    target, outcome = attach_inside_the_import_lock(launch, daemon, monkeypatch)
     assert outcome.answer == "installed", outcome
     assert outcome.seconds > 1.0  # until then it was turned away
     assert target.stdout.readline() == "ready\n"
@@ -147,10 +154,7 @@ def test_an_attach_inside_the_import_systems_lock_waits_for_it(launch, daemon):
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python 3.12 keeps a list there")
 def test_twin_without_that_the_jobs_own_import_fails(launch, daemon, monkeypatch):
-    source = loader.SOURCE.replace("if in_import_lock():", "if False:")
-    assert source != loader.SOURCE
-    monkeypatch.setattr(payload, "SOURCE", source)
-    target, _ = attach_inside_the_import_lock(launch, daemon)
+    target, _ = attach_inside_the_import_lock(launch, daemon, monkeypatch, **{"if in_import_lock": "if False:"})
     assert target.wait(60) == 1
     assert "KeyError" in target.stderr.read()
 
