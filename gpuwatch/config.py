@@ -37,6 +37,7 @@ class Daemon(Section, frozen=True):
     shutdown_seconds: Seconds = 5.0  # SIGTERM drains and flushes for no longer than this
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_file: str = ""  # the log goes here, in three files of 1 MiB at most; empty: to standard error
 
 
 class Hooks(Section, frozen=True):

@@ -1,9 +1,12 @@
-"""The daemon's log: stderr, one line an event, as text or as JSON, and no event more often than somebody can read."""
+"""The daemon's log: stderr or a bounded file, one line an event, as text or as JSON, and no event too often to be read."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import logging.handlers
+import os
 import sys
 import time
 import traceback
@@ -11,6 +14,9 @@ import traceback
 #: Lines of the same event (the same place in the code) within WINDOW_SECONDS; the rest are counted and told with the next.
 BURST = 10
 WINDOW_SECONDS = 60.0
+#: A log file is begun anew at FILE_BYTES; FILES_BEHIND of its predecessors are kept as .1, .2.
+FILE_BYTES = 1 << 20
+FILES_BEHIND = 2
 
 
 class RateLimit(logging.Filter):
@@ -50,6 +56,34 @@ class JsonLine(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class BoundedFile(logging.handlers.RotatingFileHandler):
+    """A log file that several daemons may share: the private ones of runs in one log directory do.
+
+    Whichever finds it full begins it anew; the others follow. A disk that is full or a folder that is gone costs the line.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, maxBytes=FILE_BYTES, backupCount=FILES_BEHIND, encoding="utf-8", errors="backslashreplace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            if not self._is_current():
+                self.stream.close()
+                self.stream = self._open()
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  # logging's own name
+        """Nothing: where the log cannot be written, nor can the news of it."""
+
+    def _is_current(self) -> bool:
+        try:
+            there = os.stat(self.baseFilename)
+        except FileNotFoundError:
+            return False
+        ours = os.fstat(self.stream.fileno())
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+
 def _message(record: logging.LogRecord) -> str:
     message = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:
@@ -60,9 +94,9 @@ def _message(record: logging.LogRecord) -> str:
     return " ".join(message.splitlines())
 
 
-def set_up(log_format: str, level: str) -> None:
-    """Send everything of `level` and above to stderr. `log_format`: "text" or "json"."""
-    handler = logging.StreamHandler(sys.stderr)
+def set_up(log_format: str, level: str, log_file: str = "") -> None:
+    """Send everything of `level` and above to `log_file`, or to stderr. `log_format`: "text" or "json". Raises OSError."""
+    handler = BoundedFile(log_file) if log_file else logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLine() if log_format == "json" else OneLine())
     handler.addFilter(RateLimit())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
-from gpuwatch import config, logs
+from gpuwatch import config, logs, paths
 from gpuwatch.config import Config, ConfigError
 from gpuwatch.detectors import registry
 
@@ -35,7 +36,11 @@ def command(config_file: Path | None, logdir: str | None, listen: str | None, so
         settings = load()
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
-    logs.set_up(settings.daemon.log_format, settings.daemon.log_level)
+    _check_folder_of_socket(settings.daemon.socket)
+    try:
+        logs.set_up(settings.daemon.log_format, settings.daemon.log_level, settings.daemon.log_file)
+    except OSError as error:
+        raise click.ClickException(f"cannot log to {settings.daemon.log_file}: {error.strerror}") from None
 
     from gpuwatch.daemon import Daemon
     from gpuwatch.surroundings import StartError
@@ -45,3 +50,11 @@ def command(config_file: Path | None, logdir: str | None, listen: str | None, so
     except StartError as error:
         raise click.ClickException(str(error)) from None
     raise SystemExit(daemon.run())
+
+
+def _check_folder_of_socket(configured: str) -> None:
+    """A place that somebody named must be there: a mistyped one would be made, by root anywhere."""
+    told = configured or os.environ.get("GPUWATCH_SOCKET", "")
+    folder = paths.socket_to_bind(configured).parent
+    if told and not folder.is_dir():
+        raise click.ClickException(f"cannot listen at {told}: the folder {folder} is not there; make it first, for you alone")

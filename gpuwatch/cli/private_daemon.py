@@ -118,14 +118,14 @@ class PrivateDaemon:
             if os.getppid() != parent:
                 os._exit(1)
 
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log:  # for what does not go through logging: why it could not start, a crash
             # A session of its own: the terminal's Ctrl-C is for the job.
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**self._environ, "NOTIFY_SOCKET": str(self._notify_path)},
+                env={**self._environ, "NOTIFY_SOCKET": str(self._notify_path), "GPUWATCH_DAEMON_LOG_FILE": str(self.log)},
                 start_new_session=True,
                 preexec_fn=in_child,  # noqa: PLW1509  # no threads here
             )

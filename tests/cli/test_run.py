@@ -47,6 +47,8 @@ def test_a_private_daemon_records_and_is_gone(gpuwatch, tmp_path, environ):
     (run,) = json.loads(gpuwatch("runs", "--json").stdout)
     assert (run["run"], run["step"], run["status"]) == ("first", 20, "finished")
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
+    log = (tmp_path / "runs" / "daemon.log").read_text().splitlines()
+    assert [line for line in log if line.endswith("first: finished at step 20")]
     assert runtime_files(environ) == []
     assert gpuwatch_daemons(tmp_path) == []
 
@@ -167,19 +169,24 @@ def test_without_a_home_the_socket_is_in_the_log_directory(gpuwatch, environ, tm
 def test_a_logdir_that_cannot_be_written_starts_nothing(gpuwatch, tmp_path):
     (tmp_path / "file").write_text("")
     result = gpuwatch("run", "--logdir", "file/runs", "--", "touch", "started")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.endswith(
-        "Error: Invalid value for --logdir: file/runs cannot be written (Not a directory); choose another with --logdir\n"
-    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "Error: file/runs cannot be written (Not a directory); choose another with --logdir\n"
     assert not (tmp_path / "started").exists()
 
 
 def test_a_daemon_that_cannot_start_starts_nothing(gpuwatch, tmp_path):
     (tmp_path / "gpuwatch.toml").write_text("[daemon]\npoll_secs = 1\n")
     result = gpuwatch("run", "--logdir", "runs", "--", "touch", "started")
-    assert result.returncode == 1
-    assert "gpuwatch.toml: unknown key daemon.poll_secs; did you mean 'poll_seconds'?" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
+    assert result.stderr == "Error: gpuwatch.toml: unknown key daemon.poll_secs; did you mean 'poll_seconds'?\n"
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("name", ["", "///", ".."])
+def test_a_name_that_leaves_nothing_is_refused(gpuwatch, tmp_path, name):
+    result = gpuwatch("run", "--name", name, "--", "touch", "started")
+    assert result.returncode == 2
+    assert result.stderr == f"Error: {name!r} is no name for a run, whose folder is called so: give it letters or digits\n"
     assert not (tmp_path / "started").exists()
 
 
