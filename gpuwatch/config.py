@@ -76,7 +76,7 @@ class Prometheus(Section, frozen=True):
 
 class TensorBoard(Section, frozen=True):
     enabled: bool = True
-    flush_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 1.0  # how long a point may wait for its file
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 2.0  # how long a point may wait for its file
     layers: bool = True  # grad/LAYER/*, weight/LAYER/*, update/LAYER/*
     # Thinned by time: 150 layers are 900 values a step, where the rest of a step is 25. 0 writes them at every step.
     layers_every_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 10.0

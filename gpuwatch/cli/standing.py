@@ -23,7 +23,7 @@ _SIGNALS = {
     signal.SIGFPE: "crashed by SIGFPE",
 }
 _HINTS = {signal.SIGKILL: " (out of memory?)"}
-#: A live run's file is replaced about once a second while it steps; one that is older than this says how old it is.
+#: A live run's file is replaced every two seconds while it steps; one that is older than this says how old it is.
 _FRESH_SECONDS = 10.0
 
 

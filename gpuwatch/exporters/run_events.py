@@ -32,6 +32,9 @@ _MAX_METRICS = 12
 _HISTOGRAM_ROW = struct.Struct("<3d")
 #: How long a step waits for the names of its tensors and groups. They come another way than the steps, and a little later.
 NAMES_NS = 5_000_000_000
+#: GPUs are sampled for us about once a second: between two samples a point would only say the same again, and a run on eight
+#: GPUs has 32 of them, more than all the rest of a step.
+GPUS_NS = 900_000_000
 
 
 class RunEvents:
@@ -59,6 +62,7 @@ class RunEvents:
         self._wall_offset_ns = 0
         self._facts: dict[str, hparams.Fact] = {}
         self._last_ns = 0
+        self._gpus_due_ns = 0
         self._layers_due_ns = 0
         self._histograms_due_ns = 0
 
@@ -129,8 +133,10 @@ class RunEvents:
             add_layout(summary)
             self.written.layout = True
         add_step(summary, step, self._groups, self._optimizers)
-        for tag, value in self._gpu_readings(step.monotonic_ns):
-            summaries.add_scalar(summary, tag, value)
+        if step.monotonic_ns >= self._gpus_due_ns:
+            for tag, value in self._gpu_readings(step.monotonic_ns):
+                summaries.add_scalar(summary, tag, value)
+                self._gpus_due_ns = step.monotonic_ns + GPUS_NS
         if self._config.layers and step.tensors and step.monotonic_ns >= self._layers_due_ns:
             add_layers(summary, step, self._tensors)
             self._layers_due_ns = step.monotonic_ns + int(self._config.layers_every_seconds * 1e9)

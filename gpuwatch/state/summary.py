@@ -1,6 +1,6 @@
 """run.json: what a run is and how it stands, for commands that read runs and for a daemon that comes back.
 
-It is replaced about once a second while the run lives, so it may be a second old; its checkpoint says how far into the
+It is replaced every two seconds while the run lives, so it may be that old; its checkpoint says how far into the
 journal it goes, and the journal has the rest.
 """
 

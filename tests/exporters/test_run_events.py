@@ -266,12 +266,13 @@ def test_a_finding_is_text_when_it_opens_and_when_it_closes(board, state):
     assert len(board.values("finding/nonfinite_gradient/fc.weight")) == 1
 
 
-def test_gpu_readings_stand_on_the_steps_axis(state):
-    board = Board(state, gpu_readings=lambda ns: [("gpu/0/power", ns / 1e9)])
-    board.job.step(1)
-    board.job.step(2)
+def test_gpu_readings_stand_on_the_steps_axis_about_once_a_second(state):
+    board = Board(state, gpu_readings=lambda ns: [("gpu/0/power", ns / 1e9)] if ns > 1.0003e12 else [])
+    for step in range(1, 24):  # ten a second
+        board.job.step(step)
     board.read()
-    assert board.scalars("gpu/0/power") == [(1, pytest.approx(1000.1)), (2, pytest.approx(1000.2))]
+    expected = [(4, pytest.approx(1000.4)), (13, pytest.approx(1001.3)), (22, pytest.approx(1002.2))]
+    assert board.scalars("gpu/0/power") == expected
 
 
 def test_hyperparameters_and_results_when_the_run_ends(board):
