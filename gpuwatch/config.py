@@ -61,6 +61,7 @@ class Sampling(Section, frozen=True):
     fast_hz: Annotated[float, msgspec.Meta(ge=0.1, le=50)] = 10.0  # utilization, power, clocks, temperature (1 us a call)
     dear_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 1.0  # energy, processes and their utilization (2 ms a call)
     slow_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 10.0  # limits, ECC, remapped rows, links
+    gpm: bool = True  # activity of SMs, tensor cores and memory on Hopper and newer (0.08 ms of CPU a second for each GPU)
     host_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 1.0
     deadline_seconds: Annotated[float, msgspec.Meta(ge=0.5, le=60)] = 5.0  # a driver call slower than this is a hang
 
@@ -68,6 +69,7 @@ class Sampling(Section, frozen=True):
 class Prometheus(Section, frozen=True):
     enabled: bool = True  # serve HTTP at all
     layer_top_k: Annotated[int, msgspec.Meta(ge=0, le=2000)] = 0  # layers with a series of their own in each run
+    details: bool = False  # about 25 more series a GPU, and one a process: docs/gpus.md names them
     allowed_hosts: list[str] = []  # Host headers answered besides the loopback names (DNS rebinding)
     allow_remote: bool = False  # permit an address that is not loopback; there is no TLS and no password here
     connections: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16

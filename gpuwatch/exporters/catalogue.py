@@ -14,6 +14,7 @@ class Metric(NamedTuple):
     kind: str
     labels: tuple[str, ...]
     meaning: str
+    detail: bool = False  # exported with prometheus.details only: the budget of 1,500 series has no room for it
 
     @property
     def unit(self) -> str:
@@ -48,10 +49,25 @@ METRICS: tuple[Metric, ...] = (
     Metric("component_up", "gauge", ("component",), "1 while this component of the daemon works; 0 when it failed or hangs."),
     Metric("last_sample_timestamp_seconds", "gauge", _GPU, "When this GPU last answered."),
     Metric("sample_duration_seconds", "gauge", (), "Time that one second's sampling of all GPUs took."),
+    Metric(
+        "sample_gap_seconds",
+        "gauge",
+        (),
+        "Longest time between two readings of memory in the last second: what lasted less may have been missed.",
+    ),
+    Metric(
+        "sampling_state",
+        "gauge",
+        ("state",),
+        "1 for what sampling of the GPUs does now; others have no series. absent: there is no driver; off: not asked for.",
+    ),
+    Metric(
+        "sampler_processes", "gauge", (), "Processes of this daemon that may have the driver open; 0 after `pause --release`."
+    ),
     Metric("nvml_errors_total", "counter", ("call", "code"), "Driver calls that failed, by call and error."),
     Metric("nvml_reinits_total", "counter", (), "Times that the driver library had to be started anew."),
     # GPUs
-    Metric("gpu_up", "gauge", _GPU, "1 while this GPU answers, else 0: its other gauges are absent then."),
+    Metric("gpu_up", "gauge", _GPU, "1 while this GPU answers, else 0: its other gauges are absent then. Absent while paused."),
     Metric(
         "gpu_info",
         "info",
@@ -64,6 +80,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpu_memory_bandwidth_utilization_ratio", "gauge", _GPU, "Share of time in which device memory was read or written."
     ),
+    Metric(
+        "gpu_memory_bandwidth_utilization_peak_ratio",
+        "gauge",
+        ("gpu", "window"),
+        "Largest share of time in which device memory was read or written, within the window.",
+        detail=True,
+    ),
+    Metric("gpu_encoder_utilization_ratio", "gauge", _GPU, "Share of time in which the video encoders worked.", detail=True),
+    Metric("gpu_decoder_utilization_ratio", "gauge", _GPU, "Share of time in which the video decoders worked.", detail=True),
     Metric("gpu_sm_active_ratio", "gauge", _GPU, "Share of time in which a multiprocessor had a warp, mean over all (GPM)."),
     Metric("gpu_sm_occupancy_ratio", "gauge", _GPU, "Resident warps over the most that the multiprocessors hold (GPM)."),
     Metric("gpu_tensor_active_ratio", "gauge", _GPU, "Share of cycles in which the tensor cores worked (GPM)."),
@@ -76,6 +101,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("gpu_bar1_memory_used_bytes", "gauge", _GPU, "Mapped part of the BAR1 window."),
     Metric("gpu_memory_used_peak_bytes", "gauge", ("gpu", "window"), "Most device memory in use within the window."),
     Metric("gpu_power_watts", "gauge", _GPU, "Power drawn by the board."),
+    Metric("gpu_power_peak_watts", "gauge", ("gpu", "window"), "Most power drawn within the window.", detail=True),
     Metric("gpu_power_limit_watts", "gauge", _GPU, "Power that the board may draw."),
     Metric(
         "gpu_energy_joules_total", "counter", _GPU, "Energy used since the daemon first saw this GPU or the driver was loaded."
@@ -83,6 +109,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("gpu_temperature_celsius", "gauge", ("gpu", "sensor"), "Temperature, by sensor."),
     Metric("gpu_temperature_threshold_celsius", "gauge", ("gpu", "threshold"), "Temperature at which the driver acts."),
     Metric("gpu_clock_hertz", "gauge", ("gpu", "domain"), "Present clock rate."),
+    Metric(
+        "gpu_clock_low_hertz",
+        "gauge",
+        ("gpu", "domain", "window"),
+        "Lowest clock rate within the window, where the driver records it.",
+        detail=True,
+    ),
     Metric("gpu_clock_max_hertz", "gauge", ("gpu", "domain"), "Highest clock rate of this GPU."),
     Metric("gpu_throttle_active", "gauge", ("gpu", "reason"), "1 while the clocks are held down for this reason."),
     Metric("gpu_throttled_seconds_total", "counter", ("gpu", "reason"), "Time with clocks held down for this reason."),
@@ -105,7 +138,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "gpu_process_info",
         "info",
-        ("gpu", "pid", "user", "command", "container", "slurm_job_id", "run", "rank"),
+        (
+            *("gpu", "pid", "user", "command", "container", "slurm_job_id"),
+            *("kubernetes_pod", "kubernetes_namespace", "run", "rank"),
+        ),
         "What a process on this GPU is; join by gpu and pid. The command is the program's name, without arguments.",
     ),
     Metric(
@@ -113,6 +149,25 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("gpu_process_memory_peak_bytes", "gauge", _PROCESS, "Most device memory of this process since it was first seen."),
     Metric("gpu_process_sm_utilization_ratio", "gauge", _PROCESS, "Share of time in which this process's kernels ran."),
+    Metric(
+        "gpu_process_memory_bandwidth_utilization_ratio",
+        "gauge",
+        _PROCESS,
+        "Share of time in which this process read or wrote device memory.",
+        detail=True,
+    ),
+    Metric(
+        "gpu_process_encoder_utilization_ratio",
+        "gauge",
+        _PROCESS,
+        "Share of the video encoders' time; of processes that have used them or the decoders.",
+    ),
+    Metric(
+        "gpu_process_decoder_utilization_ratio",
+        "gauge",
+        _PROCESS,
+        "Share of the video decoders' time; of processes that have used them or the encoders.",
+    ),
     # The host
     Metric("host_cpu_utilization_ratio", "gauge", (), "Share of all processors' time that was not idle."),
     Metric("host_memory_used_bytes", "gauge", (), "Memory of the host that is not available for new processes."),
@@ -158,6 +213,15 @@ METRICS: tuple[Metric, ...] = (
     Metric("train_hook_overhead_ratio", "gauge", _RANK, "Share of the step time that the hooks take, smoothed."),
     Metric("train_records_total", "counter", _RANK, "Records received from the hooks."),
     Metric("train_records_dropped_total", "counter", (*_RANK, "reason"), "Records that were lost, by reason."),
+)
+
+#: Label values that are details, too: (metric, value).
+DETAIL_VALUES = frozenset(
+    (
+        *(("gpu_throttled_seconds_total", reason) for reason in ("sync_boost", "board_limit", "reliability")),
+        *(("gpu_clock_max_hertz", domain) for domain in ("graphics", "video")),  # graphics: the same as sm
+        *(("gpu_clock_hertz", "video"), ("gpu_temperature_threshold_celsius", "gpu_max")),
+    )
 )
 
 BY_NAME = {metric.name: metric for metric in METRICS}

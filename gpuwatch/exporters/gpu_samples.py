@@ -18,7 +18,8 @@ def add_gpus(samples: Samples, gpus: Gpus, now_ns: int, ranks: Mapping[int, tupl
     """Every GPU. `ranks`: pid -> (run, rank) of the training processes; `process_rows`: processes of a GPU with own series."""
     for gpu in gpus:
         label = (gpu.label,)
-        samples.add("gpu_up", label, int(gpu.up))
+        if gpus.state != "paused":  # nobody knows then, and a 0 would call somebody out of bed
+            samples.add("gpu_up", label, int(gpu.up))
         samples.add_named("gpu_info", {**gpu.info, "gpu": gpu.label, "uuid": gpu.uuid}, 1)
         if gpu.last_sample_wall_ns:
             samples.add("last_sample_timestamp_seconds", label, gpu.last_sample_wall_ns / 1e9)
@@ -28,6 +29,9 @@ def add_gpus(samples: Samples, gpus: Gpus, now_ns: int, ranks: Mapping[int, tupl
             samples.add("gpu_processes", label, len(gpu.processes))
             _add_processes(samples, gpu, ranks, process_rows)
     samples.add("sample_duration_seconds", (), gpus.sample_duration_seconds)
+    samples.add("sample_gap_seconds", (), gpus.memory_gap_seconds)
+    samples.add("sampling_state", (gpus.state,), 1)
+    samples.add("sampler_processes", (), gpus.samplers)
     for (call, code), count in sorted(gpus.nvml_errors.items()):
         samples.add("nvml_errors_total", (call, code), count)
     samples.add("nvml_reinits_total", (), gpus.nvml_reinits)
@@ -47,7 +51,10 @@ def _add_processes(samples: Samples, gpu: Gpu, ranks: Mapping[int, tuple[str, st
     for process in processes[:process_rows]:
         pid = str(process.pid)
         run, rank = ranks.get(process.pid, ("", ""))
-        facts = (process.user, process.command, process.container, process.slurm_job_id)
+        facts = (
+            *(process.user, process.command, process.container, process.slurm_job_id),
+            *(process.kubernetes_pod, process.kubernetes_namespace),
+        )
         samples.add("gpu_process_info", (gpu.label, pid, *facts, run, rank), 1)
         _add_process(samples, (gpu.label, pid), [process])
     if processes[process_rows:]:
@@ -59,6 +66,12 @@ def _add_process(samples: Samples, labels: tuple[str, str], processes: list[GpuP
         ("gpu_process_memory_bytes", [process.memory_bytes for process in processes]),
         ("gpu_process_memory_peak_bytes", [process.memory_peak_bytes for process in processes]),
         ("gpu_process_sm_utilization_ratio", [process.sm_utilization_ratio for process in processes]),
+        (
+            "gpu_process_memory_bandwidth_utilization_ratio",
+            [process.memory_bandwidth_utilization_ratio for process in processes],
+        ),
+        ("gpu_process_encoder_utilization_ratio", [p.encoder_utilization_ratio for p in processes if p.uses_codec]),
+        ("gpu_process_decoder_utilization_ratio", [p.decoder_utilization_ratio for p in processes if p.uses_codec]),
     ):
         known = [value for value in values if value is not None]
         if known:

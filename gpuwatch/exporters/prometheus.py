@@ -58,7 +58,7 @@ class Prometheus:
 
     def samples(self) -> Samples:
         """Everything there is to tell now."""
-        samples = Samples()
+        samples = Samples(details=self._config.prometheus.details)
         samples.add("build_info", (self._version,), 1)
         components = self._stats.components()
         samples.add("up", (), int(all(component.up for component in components.values())))

@@ -27,7 +27,9 @@ Limits: {limits}
 _LIMITS = (
     "`limits.process_rows` processes of a GPU have series of their own (training processes first, then by memory), the rest is "
     'summed as `pid="other"`; `limits.tags_per_run` tags, the rest is folded into `_other`; layers only with '
-    "`prometheus.layer_top_k`. Eight GPUs with 40 processes and a run of 8 ranks stay under 1,500 series and 150 kB."
+    "`prometheus.layer_top_k`; only with `prometheus.details` what is marked as a detail, the throttled time by `sync_boost`, "
+    "`board_limit` and `reliability`, the `video` clocks, the `graphics` clock's maximum and the threshold `gpu_max`. Eight "
+    "GPUs with 40 processes and a run of 8 ranks stay under 1,500 series and 150 kB."
 )
 _SECTIONS: dict[str, Callable[[str], bool]] = {
     "The daemon": lambda name: not name.startswith(("gpu_", "host_", "train_")),
@@ -49,7 +51,8 @@ def page() -> str:
 
 def _row(metric: Metric) -> str:
     labels = ", ".join(f"`{label}`" for label in metric.labels)
-    return f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.unit} | {metric.meaning} |\n"
+    meaning = metric.meaning + (" A detail." if metric.detail else "")
+    return f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.unit} | {meaning} |\n"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ A name is `metric` or `metric;label=value`, the contract's name without the pref
 
 from __future__ import annotations
 
-# A getter: (name, symbol, arguments between handle and result, C type of the result, factor to the unit of the name).
+# A getter: (name, symbol, arguments between handle and result, C type of the result, factor to the unit of the name). "u32 and
+# period": a second number follows the result, the time that the driver averaged over.
 Getter = tuple[str, str, tuple[int, ...], str, float]
 
 #: Every second: what changes fast, but only the latest is of interest.
@@ -21,6 +22,8 @@ GAUGES: tuple[Getter, ...] = (
     ("clock_hertz;domain=video", "nvmlDeviceGetClockInfo", (3,), "u32", 1e6),
     ("performance_state", "nvmlDeviceGetPerformanceState", (), "u32", 1.0),
     ("power_limit_watts", "nvmlDeviceGetEnforcedPowerLimit", (), "u32", 1e-3),
+    ("encoder_utilization_ratio", "nvmlDeviceGetEncoderUtilization", (), "u32 and period", 1e-2),
+    ("decoder_utilization_ratio", "nvmlDeviceGetDecoderUtilization", (), "u32 and period", 1e-2),
 )
 
 #: Every ten seconds: limits, links, wear.
@@ -76,6 +79,9 @@ SLOW_FIELDS: tuple[Field, ...] = (
     ("row_remap_pending", 144, 0, 1.0),
     ("row_remap_failure", 145, 0, 1.0),
 )
+
+#: All thermal reasons together, for drivers that do not tell them apart.
+THERMAL_FIELD: Field = ("throttled_seconds_total;reason=thermal", 75, 0, 1e-9)
 
 #: Bits of the clock-event reasons that mean slower than asked for; idle (bit 0) and set clocks (bit 1) are no throttling.
 THROTTLE_BITS: tuple[tuple[str, int], ...] = (

@@ -20,8 +20,9 @@ PHASES = (
     "its energy counter",
     "its processes",
     "its limits and error counters",
+    "its rings of samples",
 )
-NOTHING, STARTING, OPENING, MEMORY, FAST, GAUGES, ENERGY, PROCESSES, SLOW = range(len(PHASES))
+NOTHING, STARTING, OPENING, MEMORY, FAST, GAUGES, ENERGY, PROCESSES, SLOW, RINGS = range(len(PHASES))
 
 NO_DEVICE = -1
 

@@ -11,8 +11,10 @@ from gpuwatch.state.gpus import GpuProcess, Key
 if TYPE_CHECKING:
     from gpuwatch.state.gpus import Gpu, Gpus
 
-# (start ticks, command, user, container, SLURM job)
-Identity = tuple[int, str, str, str, str]
+# (start ticks, command, user, container, SLURM job, Kubernetes pod, its namespace)
+Identity = tuple[int, str, str, str, str, str, str]
+# (pid, kind, bytes, (share of the SMs, of the memory's bandwidth, of the encoders, of the decoders))
+ProcessRow = tuple[int, str, int | None, tuple[float, float, float, float] | None]
 
 
 class DeviceLine(msgspec.Struct):
@@ -26,9 +28,10 @@ class DeviceLine(msgspec.Struct):
     gauges: dict[str, float | None] = {}  # None: no longer to be had
     counters: dict[str, float] = {}
     increments: dict[str, float] = {}
-    memory_peak: float | None = None
-    utilization_peak: float | None = None
-    processes: list[tuple[int, str, int | None, float | None]] | None = None  # pid, kind, bytes, SM utilization
+    peaks: dict[str, float] = {}  # largest since the line before
+    extremes: dict[str, list[tuple[int, float]]] = {}  # from the driver's rings, each with its CLOCK_MONOTONIC ns
+    xids: list[tuple[int, int, int]] = []  # Xid, times since the line before, wall time of the last in ns
+    processes: list[ProcessRow] | None = None
 
 
 class SampleLine(msgspec.Struct, tag_field="t", tag="sample"):
@@ -37,6 +40,7 @@ class SampleLine(msgspec.Struct, tag_field="t", tag="sample"):
     monotonic_ns: int
     wall_ns: int
     seconds: float  # spent sampling
+    memory_gap_seconds: float  # longest time between two readings of memory
     driver: str
     reinits: int
     errors: dict[str, int]  # "call|code" -> times
@@ -54,6 +58,8 @@ class GoneLine(msgspec.Struct, tag_field="t", tag="gone"):
 
 
 Line = SampleLine | GoneLine
+
+_NOBODY: Identity = (0, "", "", "", "", "", "")
 
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 _keys: dict[str, Key] = {}
@@ -96,6 +102,7 @@ def apply(line: SampleLine, gpus: Gpus, heard: Heard) -> None:
     gpus.state, gpus.message = "sampling", ""
     gpus.driver_version = line.driver
     gpus.nvml_reinits += line.reinits
+    gpus.memory_gap_seconds = line.memory_gap_seconds or None
     count_errors(line.errors, gpus)
     heard.identities.update(line.identities)
     listed: set[int] = set()
@@ -104,6 +111,8 @@ def apply(line: SampleLine, gpus: Gpus, heard: Heard) -> None:
             gpus.by_uuid.pop(unknown_uuid(device.index), None)
         for uuid in [device.uuid] if device.uuid else heard.at(device.index):
             gpu = gpus.find(uuid, device.label)
+            for xid, times, wall_ns in device.xids:
+                gpu.count_xid(xid, times, wall_ns / 1e9)
             if device.down:
                 gpu.mark_down(device.down)
             else:
@@ -150,24 +159,34 @@ def _apply_device(device: DeviceLine, gpu: Gpu, line: SampleLine, identities: di
         gpu.follow_counter(key(name), raw)
     for name, increment in device.increments.items():
         gpu.count(key(name), increment)
-    if device.memory_peak is not None:
-        gpu.memory_used_peaks.add(line.monotonic_ns, device.memory_peak)
-    if device.utilization_peak is not None:
-        gpu.utilization_peaks.add(line.monotonic_ns, device.utilization_peak)
+    for name, value in device.peaks.items():
+        gpu.extremes_of(key(name)).add(line.monotonic_ns, value)
+    for name, readings in device.extremes.items():
+        extremes = gpu.extremes_of(key(name))
+        for monotonic_ns, value in readings:
+            extremes.add(monotonic_ns, value)
     if device.processes is not None:
         _apply_processes(device.processes, gpu, identities)
 
 
-def _apply_processes(rows: list[tuple[int, str, int | None, float | None]], gpu: Gpu, identities: dict[int, Identity]) -> None:
+def _apply_processes(rows: list[ProcessRow], gpu: Gpu, identities: dict[int, Identity]) -> None:
     processes: dict[int, GpuProcess] = {}
-    for pid, kind, memory_bytes, sm_ratio in rows:
-        start_ticks, command, user, container, slurm_job_id = identities.get(pid, (0, "", "", "", ""))
+    for pid, kind, memory_bytes, busy in rows:
+        start_ticks, command, user, container, slurm_job_id, pod, namespace = identities.get(pid, _NOBODY)
         process = gpu.processes.get(pid)
         if process is None or process.start_ticks != start_ticks:
             process = GpuProcess(pid=pid, kind=kind, start_ticks=start_ticks)
-        process.kind, process.memory_bytes, process.sm_utilization_ratio = kind, memory_bytes, sm_ratio
+        process.kind, process.memory_bytes = kind, memory_bytes
+        (
+            process.sm_utilization_ratio,
+            process.memory_bandwidth_utilization_ratio,
+            process.encoder_utilization_ratio,
+            process.decoder_utilization_ratio,
+        ) = busy or (None, None, None, None)
+        process.uses_codec |= bool(busy and (busy[2] or busy[3]))
         if memory_bytes is not None:
             process.memory_peak_bytes = max(memory_bytes, process.memory_peak_bytes or 0)
         process.command, process.user, process.container, process.slurm_job_id = command, user, container, slurm_job_id
+        process.kubernetes_pod, process.kubernetes_namespace = pod, namespace
         processes[pid] = process
     gpu.processes = processes

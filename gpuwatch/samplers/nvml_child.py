@@ -31,6 +31,7 @@ class NvmlChild:
     ) -> None:
         """`known`: the devices that earlier children told of, UUID -> GPU index."""
         self.skip, self.only = set(skip), None if only is None else set(only)
+        self.paused = False
         self.heard = Heard()
         self.heard.devices = {uuid: index for uuid, index in known.items() if self.covers(index)}
         self.started_ns = now_ns
@@ -44,6 +45,7 @@ class NvmlChild:
             "fast_hz": sampling.fast_hz,
             "dear_seconds": sampling.dear_seconds,
             "slow_seconds": sampling.slow_seconds,
+            "gpm": sampling.gpm,
             "heartbeat": self._heartbeat.descriptor,
             "parent": os.getpid(),
             **self._assignment(),
@@ -78,6 +80,14 @@ class NvmlChild:
         """Tells it which GPUs are its own from now on; a child that hangs hears of it when its call returns."""
         self.skip, self.only = set(skip), None if only is None else set(only)
         self.heard.devices = {uuid: index for uuid, index in self.heard.devices.items() if self.covers(index)}
+        self._tell()
+
+    def pause(self, *, paused: bool) -> None:
+        """Tells it to ask the driver nothing, or to go on; it keeps the driver open meanwhile."""
+        self.paused = paused
+        self._tell()
+
+    def _tell(self) -> None:
         with contextlib.suppress(OSError):  # it has just died: its successor is started with the same assignment
             os.write(self._input.fileno(), json.dumps(self._assignment()).encode() + b"\n")
 
@@ -127,5 +137,6 @@ class NvmlChild:
         self._output.close()
         self._heartbeat.close()
 
-    def _assignment(self) -> dict[str, list[int] | None]:
-        return {"skip": sorted(self.skip), "only": None if self.only is None else sorted(self.only)}
+    def _assignment(self) -> dict[str, object]:
+        only = None if self.only is None else sorted(self.only)
+        return {"skip": sorted(self.skip), "only": only, "paused": self.paused}

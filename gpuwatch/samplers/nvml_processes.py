@@ -12,9 +12,16 @@ import struct
 Row = tuple[int, int | None, str]
 
 _LAYOUTS = {24: struct.Struct("<I4xQII"), 32: struct.Struct("<I4xQIIQ")}
-_UTILIZATION = struct.Struct("<I4xQIIII")  # pid, stamp in us of wall time, sm, memory, encoder, decoder in per cent
-UTILIZATION_BYTES = _UTILIZATION.size
+# pid, stamp in us of wall time, sm, memory, encoder, decoder in per cent
+_UTILIZATION = struct.Struct("<I4xQIIII")
+# The rows of nvmlDeviceGetProcessesUtilizationInfo: stamp, pid, sm, memory, encoder, decoder, then what nobody here asks for
+_UTILIZATION_INFO = struct.Struct("<QIIIII12x")
+UTILIZATION_BYTES, UTILIZATION_INFO_BYTES = _UTILIZATION.size, _UTILIZATION_INFO.size
 MAX_ROW_BYTES = 32
+
+# A process's share of the SMs, of the memory's bandwidth, of the encoders and of the decoders, 0..1
+Busy = tuple[float, float, float, float]
+IDLE: Busy = (0.0, 0.0, 0.0, 0.0)
 
 _NOT_AVAILABLE = 2**64 - 1
 # The kernel's own limit, not /proc/sys/kernel/pid_max: the driver tells the host's pids, also to a container with a lower one.
@@ -41,18 +48,22 @@ class ProcessLists:
         return None
 
 
-def busy_ratios(buffer: bytes, count: int, since_us: int, now_us: int, known: set[int]) -> tuple[dict[int, float], int]:
-    """Each known process's SM utilization since `since_us` (0..1), and the newest stamp of wall time in us to go on from.
+def busy_ratios(
+    buffer: bytes, count: int, since_us: int, now_us: int, known: set[int], *, info: bool = False
+) -> tuple[dict[int, Busy], int]:
+    """Each known process's use of the device since `since_us`, and the newest stamp of wall time in us to go on from.
 
     Drivers have been seen to fill such lists with utilizations of hundreds of per cent, processes that never were and stamps of
-    long ago: such rows are left out.
+    long ago: such rows are left out. `info`: the rows are those of nvmlDeviceGetProcessesUtilizationInfo.
     """
-    ratios: dict[int, float] = {}
+    ratios: dict[int, Busy] = {}
     newest_us = since_us
-    for pid, stamp_us, sm, memory, encoder, decoder in _UTILIZATION.iter_unpack(buffer[: UTILIZATION_BYTES * count]):
+    layout = _UTILIZATION_INFO if info else _UTILIZATION
+    for first, second, sm, memory, encoder, decoder in layout.iter_unpack(buffer[: layout.size * count]):
+        pid, stamp_us = (second, first) if info else (first, second)
         if stamp_us <= since_us or stamp_us > now_us + 10_000_000 or max(sm, memory, encoder, decoder) > 100:
             continue
         newest_us = max(newest_us, stamp_us)
         if pid in known:
-            ratios[pid] = sm / 100
+            ratios[pid] = (sm / 100, memory / 100, encoder / 100, decoder / 100)
     return ratios, newest_us

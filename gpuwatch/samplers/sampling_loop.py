@@ -15,20 +15,20 @@ import signal
 import time
 from functools import partial
 
-from gpuwatch.samplers import catalog
 from gpuwatch.samplers import heartbeat as phase
 from gpuwatch.samplers.heartbeat import NO_DEVICE, Heartbeat
-from gpuwatch.samplers.process_identity import Identities
+from gpuwatch.samplers.line_writer import LineWriter
+from gpuwatch.samplers.slot import Slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would cost this process a megabyte
     from collections.abc import Callable
     from typing import Any
 
-_STDIN, _STDOUT = 0, 1
+_STDIN = 0
 _PR_SET_PDEATHSIG = 1
-_RECHECK_LINES = 10  # lines between looks whether a pid was given to another process
 _LONGEST_REINIT_SECONDS = 30.0
+_RINGS_NS = 10_000_000_000  # the driver's rings of utilization hold 14 s
 
 
 class DriverGoneError(Exception):
@@ -48,39 +48,32 @@ class ParentGoneError(Exception):
     """Nobody reads our lines any more."""
 
 
-class Slot:
-    """A GPU's place in the round: its devices (itself first, then its MIG devices), or why there are none."""
+def run(make_driver: Callable[..., Any], open_gpu: Callable[[Any, int], list[Any]], options: str) -> None:
+    """Samples until the parent closes our standard input, or the driver can no longer be used by this process.
 
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.devices: list[Any] = []
-        self.down = ""
-        self.known: list[tuple[str, str]] = []  # (label, UUID) of its devices when it last answered
-        self.turns = 0
-        self.next_turn_ns = 0
-        self.next_slow_ns = 0
-
-
-def run(make_driver: Callable[[], Any], options: str) -> None:
-    """Samples until the parent closes our standard input, or the driver can no longer be used by this process."""
+    The caller ends the process then, and with it what still hangs in the driver: nothing here waits for that.
+    """
     settings = json.loads(options)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also when a call hangs while the daemon dies
     if os.getppid() != settings["parent"]:
         return  # it died before that
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle; it closes our input
     try:
-        SamplingLoop(make_driver, settings).run()
+        SamplingLoop(partial(make_driver, gpm=settings["gpm"]), open_gpu, settings).run()
     except (ParentGoneError, BrokenPipeError):
         return
 
 
 class SamplingLoop:
-    """`options`: memory_hz, fast_hz, dear_seconds, slow_seconds, skip (GPU indices), only (the same, or null), heartbeat (its
-    descriptor) and parent (its pid).
+    """`options`: memory_hz, fast_hz, dear_seconds, slow_seconds, gpm, skip (GPU indices), only (the same, or null), paused,
+    heartbeat (its descriptor) and parent (its pid).
     """
 
-    def __init__(self, make_driver: Callable[[], Any], options: dict[str, Any]) -> None:
+    def __init__(
+        self, make_driver: Callable[[], Any], open_gpu: Callable[[Any, int], list[Any]], options: dict[str, Any]
+    ) -> None:
         self._make_driver = make_driver
+        self._open_gpu = open_gpu
         self._memory_ns = int(1e9 / options["memory_hz"])
         self._fast_ns = int(1e9 / options["fast_hz"])
         self._dear_ns = int(1e9 * options["dear_seconds"])
@@ -89,17 +82,15 @@ class SamplingLoop:
         self._slack_ns = min(self._memory_ns // 2, 50_000_000)
         self._skip: set[int] = set(options["skip"])
         self._only: set[int] | None = None if options["only"] is None else set(options["only"])
+        self._paused: bool = options["paused"]
         self._heartbeat = Heartbeat(options["heartbeat"])
         self._poll = select.poll()
         self._poll.register(_STDIN, select.POLLIN)
         self._input = b""
         self._slots: dict[int, Slot] = {}
-        self._identities = Identities()
-        self._identities_sent: dict[int, tuple[Any, ...]] = {}
-        self._lines = 0
+        self._line = LineWriter()
         self._news = False  # a GPU went or came back: the next line is due at once
-        self._busy_ns = 0
-        self._reinits = 0
+        self._last_memory_ns = 0  # 0: no reading to measure a gap from
         self._reinit_seconds = 1.0
         self._next_reinit_ns = 0
         self._reinit_wanted = False
@@ -108,24 +99,30 @@ class SamplingLoop:
     def run(self) -> None:
         worked = False
         while True:
+            while self._paused:
+                self._heartbeat.idle()
+                self._commands(None)
             driver = None
             try:
                 self._heartbeat.busy(time.monotonic_ns(), NO_DEVICE, phase.STARTING)
                 driver = self._make_driver()
-                self._reinits += worked
+                self._line.reinits += worked
                 worked = True
                 self._sample(driver)
-                continue  # to a new session, at once
             except DriverGoneError as gone:
                 errors = driver.errors if driver is not None else {f"nvmlInit|{gone.code}": 1}
-                self._write({"t": "gone", "code": gone.code, "reason": str(gone), "worked": worked, "errors": errors})
+                self._line.gone(gone.code, str(gone), worked=worked, errors=errors)
                 if gone.needs_new_process or not worked:
                     return
-            finally:
-                if driver is not None:
-                    driver.close()
-            self._heartbeat.idle()
-            self._commands(self._dear_ns / 1e6)
+                self._heartbeat.idle()
+                self._commands(self._dear_ns / 1e6)
+            if driver is not None:
+                self._heartbeat.busy(time.monotonic_ns(), NO_DEVICE, phase.STARTING)
+                self._line.hear_events(driver, self._slots)
+                for slot in self._slots.values():
+                    slot.let_go()
+                if not driver.close():
+                    return  # something of ours hangs in this session, and only with our end does it go
 
     def _sample(self, driver: Any) -> None:
         """Reads until the driver is gone, or is to be initialised anew because a GPU stays lost."""
@@ -135,20 +132,39 @@ class SamplingLoop:
         now = next_memory = next_other = self._next_fast = self._next_line = time.monotonic_ns()
         self._last_fast = now - self._fast_ns
         self._next_reinit_ns = now + int(self._reinit_seconds * 1e9)
+        self._last_memory_ns = 0
         while not self._reinit_wanted:
+            if self._paused:
+                self._wait_paused()
+                self._open_slots(driver, count)
+                next_memory = next_other = self._next_fast = self._next_line = time.monotonic_ns()
+                self._last_fast = next_memory - self._fast_ns
             now = time.monotonic_ns()
             if now >= next_memory:
+                if self._last_memory_ns:
+                    self._line.longest_gap_ns = max(self._line.longest_gap_ns, now - self._last_memory_ns)
+                self._last_memory_ns = now
                 self._round(phase.MEMORY, now, _read_memory)
                 next_memory = _next(next_memory, self._memory_ns, now)
             if now + self._slack_ns >= next_other or self._news:
                 next_other = self._other_readings(driver, now)
             end = time.monotonic_ns()
-            self._busy_ns += end - now
+            self._line.busy_ns += end - now
             self._heartbeat.idle()
             wake = next_memory if next_other > next_memory - self._slack_ns else next_other
             if self._commands(max(0.0, (wake - end) / 1e6)):
                 self._open_slots(driver, count)
                 next_other = 0
+
+    def _wait_paused(self) -> None:
+        """Asks nothing until told to go on; what was open is opened anew then, so that no difference spans the pause."""
+        for slot in self._slots.values():
+            slot.let_go()
+        self._slots = {}
+        self._last_memory_ns = 0
+        while self._paused:
+            self._heartbeat.idle()
+            self._commands(None)
 
     def _other_readings(self, driver: Any, now: int) -> int:
         """What is due besides memory: fast readings, one GPU's turn, a line. Returns when something is due again."""
@@ -165,7 +181,8 @@ class SamplingLoop:
         # A line waits for the turns that are due, but not for long: GPUs may take longer over theirs than a period has.
         is_due = soon >= self._next_line + (self._dear_ns if overdue is not None else 0)
         if is_due or self._news:
-            self._write_line(driver)
+            self._line.sample(driver, self._slots)
+            self._news = False
             self._next_line = _next(self._next_line, self._dear_ns, now) if is_due else now + self._dear_ns
             self._reinit_wanted = self._reinit_is_due(now)
         return min(self._next_fast, self._next_line, *(slot.next_turn_ns for slot in self._slots.values()))
@@ -190,18 +207,19 @@ class SamplingLoop:
                 self._open(driver, slot)
             if wanted:
                 self._slots[index].next_turn_ns = 0  # at once
-            else:
-                self._slots.pop(index, None)
+            elif index in self._slots:
+                self._slots.pop(index).let_go()
 
     def _open(self, driver: Any, slot: Slot) -> None:
         self._heartbeat.busy(time.monotonic_ns(), slot.index, phase.OPENING)
+        slot.let_go()
         try:
-            slot.devices = driver.open(slot.index)
+            slot.devices = self._open_gpu(driver, slot.index)
         except DeviceGoneError as gone:
-            slot.devices, slot.down = [], str(gone)
+            slot.down = str(gone)
         else:
             self._news |= slot.down != ""
-            slot.down, slot.turns, slot.next_slow_ns = "", 0, 0
+            slot.down, slot.turns, slot.next_slow_ns, slot.next_rings_ns = "", 0, 0, 0
             slot.known = [(device.label, device.uuid) for device in slot.devices]
 
     def _round(self, what: int, now: int, read: Callable[[Any], None]) -> None:
@@ -215,7 +233,8 @@ class SamplingLoop:
             for device in slot.devices:
                 read(device)
         except DeviceGoneError as gone:
-            slot.devices, slot.down = [], str(gone)
+            slot.let_go()
+            slot.down = str(gone)
             self._news = True
 
     def _turn(self, driver: Any, slot: Slot, now: int) -> None:
@@ -234,6 +253,9 @@ class SamplingLoop:
             slot.next_slow_ns = now + self._slow_ns
             steps.append((phase.SLOW, partial(_read_slow, now_ns=now)))
             steps.append((phase.OPENING, partial(self._look_for_new_cut, driver, slot)))
+        if slot.devices and now >= slot.next_rings_ns:
+            slot.next_rings_ns = now + _RINGS_NS
+            steps.append((phase.RINGS, _read_rings))
         for what, read in steps:
             self._ask(slot, what, time.monotonic_ns(), read)
         slot.turns += 1
@@ -242,47 +264,8 @@ class SamplingLoop:
         if device is slot.devices[0] and [uuid for *_, uuid in device.mig_handles()] != [mig.uuid for mig in slot.devices[1:]]:
             self._open(driver, slot)
 
-    def _write_line(self, driver: Any) -> None:
-        gpus: list[dict[str, Any]] = []
-        pids: set[int] = set()
-        for slot in self._slots.values():
-            if not slot.devices:
-                known = slot.known or [(str(slot.index), "")]
-                gpus += [{"index": slot.index, "label": label, "uuid": uuid, "down": slot.down} for label, uuid in known]
-            for device in slot.devices:
-                line = device.report.line(catalog.THROTTLE_BITS)
-                pids.update(row[0] for row in line.get("processes", ()))
-                gpus.append({"index": slot.index, "label": device.label, "uuid": device.uuid, **line})
-                if not device.introduced:
-                    gpus[-1]["info"] = device.info
-                    device.introduced = True
-        self._lines += 1
-        identities = self._identities.of(pids, recheck=self._lines % _RECHECK_LINES == 0)
-        fresh = {pid: identity for pid, identity in identities.items() if self._identities_sent.get(pid) != identity}
-        self._identities_sent = dict(identities)
-        self._write({
-            "t": "sample",
-            "monotonic_ns": time.monotonic_ns(),
-            "wall_ns": time.time_ns(),
-            "seconds": self._busy_ns / 1e9,
-            "driver": driver.version,
-            "reinits": self._reinits,
-            "errors": driver.errors,
-            "identities": fresh,
-            "gpus": gpus,
-        })  # fmt: skip
-        self._busy_ns = 0
-        self._reinits = 0
-        self._news = False
-        driver.errors = {}
-
-    def _write(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        while data:
-            data = data[os.write(_STDOUT, data) :]
-
-    def _commands(self, timeout_ms: float) -> bool:
-        """Sleeps for as long as no command comes; True when one did. Raises ParentGoneError at the end of the input."""
+    def _commands(self, timeout_ms: float | None) -> bool:
+        """Sleeps for as long as no command comes (None: for ever); True when one did. Raises ParentGoneError."""
         if not self._poll.poll(timeout_ms):
             return False
         data = os.read(_STDIN, 65536)
@@ -293,6 +276,7 @@ class SamplingLoop:
             command = json.loads(line)
             self._skip = set(command["skip"])
             self._only = None if command["only"] is None else set(command["only"])
+            self._paused = command["paused"]
         return bool(lines)
 
 
@@ -306,9 +290,7 @@ def _read_memory(device: Any) -> None:
 
 
 def _read_fast(device: Any, seconds: float, now_ns: int) -> None:
-    device.read_fast(seconds)
-    if now_ns < device.bus_busy_until_ns:
-        device.read_buses(now_ns)
+    device.read_fast(seconds, now_ns)
 
 
 def _read_gauges(device: Any, now_ns: int) -> None:
@@ -325,3 +307,7 @@ def _read_processes(device: Any, *, with_utilization: bool) -> None:
 
 def _read_slow(device: Any, now_ns: int) -> None:
     device.read_slow(now_ns)
+
+
+def _read_rings(device: Any) -> None:
+    device.read_rings()

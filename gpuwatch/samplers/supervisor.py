@@ -63,6 +63,7 @@ class Supervisor:
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._gone: GoneLine | None = None  # the main child's last word
         self._paused = False
+        self._released = False  # paused, and no child may have the driver open
 
     def turn(self) -> None:
         """Reads what the children wrote, and does what is due; costs next to nothing when it comes more often than needed."""
@@ -70,7 +71,10 @@ class Supervisor:
         if now_ns < self._next_turn_ns:
             return
         self._next_turn_ns = now_ns + int(TURN_SECONDS * 1e9)
-        if self._main is None and not self._paused and now_ns >= self._start_at_ns:
+        if self._paused:
+            self._turn_paused(now_ns)
+            return
+        if self._main is None and now_ns >= self._start_at_ns:
             self._gone = None
             self._main = self._start(now_ns)
         for child in self._children():
@@ -80,25 +84,55 @@ class Supervisor:
         for index, aside in list(self._aside.items()):
             self._watch_aside(index, aside, now_ns)
         with self._lock:
+            self._gpus.samplers = len(self.child_pids())
             self._mark_silent(now_ns)
 
-    def pause(self) -> None:
-        """Stops sampling and lets go of the driver, so that a GPU can be reset or cut up anew."""
+    def pause(self, *, release: bool = False) -> None:
+        """Stops sampling; with `release` lets go of the driver, too, so that a GPU can be reset or cut up anew.
+
+        Returns at once: `child_pids` is empty when the driver has been let go of.
+        """
         self._paused = True
+        self._released |= release
+        if self._released:
+            for child in self._children():
+                self._end(child)
+            self._main = None
+            self._aside.clear()
         for child in self._children():
-            self._end(child)
-        self._main = None
-        self._aside.clear()
+            child.pause(paused=True)
         with self._lock:
-            self._gpus.state, self._gpus.message = "paused", "sampling is paused"
+            self._tell_paused()
             for gpu in self._gpus:
                 gpu.mark_down("sampling is paused")
 
     def resume(self) -> None:
-        self._paused = False
+        """Goes on, with the children that there are or with a new one."""
+        now_ns = time.monotonic_ns()
+        self._paused = self._released = False
         self._start_at_ns = 0
+        for child in self._children():
+            child.last_line_ns = child.calm_since_ns = now_ns
+            child.pause(paused=False)
         with self._lock:
             self._gpus.state, self._gpus.message = "starting", ""
+
+    def _turn_paused(self, now_ns: int) -> None:
+        """What children still say is of before the pause: it is read, so that nobody waits, and dropped."""
+        for child in self._children():
+            child.lines(now_ns)
+        self._reap(now_ns)
+        with self._lock:
+            self._tell_paused()
+
+    def _tell_paused(self) -> None:
+        pids = self.child_pids()
+        holding = f"held by process {', '.join(map(str, pids))}" if pids else "released"
+        if pids and self._released:
+            holding = f"not released yet: {holding}"
+        self._gpus.samplers = len(pids)
+        self._gpus.memory_gap_seconds = None
+        self._gpus.state, self._gpus.message = "paused", f"sampling is paused, the driver is {holding}"
 
     def close(self, timeout_seconds: float = 1.0) -> None:
         """Ends every child: by its input's end, then by force. One that the driver holds is left to the kernel."""
@@ -149,6 +183,7 @@ class Supervisor:
                         self._gpus.by_uuid[uuid].mark_down(f"the driver is gone: {line.reason}")
 
     def _reap(self, now_ns: int) -> None:
+        """Buries the children that have ended, and has those die that were told to end and do not."""
         for child in list(self._ended):
             if child.exit_status() is not None:
                 child.release()
@@ -156,7 +191,8 @@ class Supervisor:
             elif not child.killed and now_ns - child.ended_ns > END_SECONDS * 1e9:
                 child.kill()
         if self._main is not None and self._main.exit_status() is not None:
-            self._hear(self._main, now_ns)  # its last words
+            if not self._paused:
+                self._hear(self._main, now_ns)  # its last words
             status = self._main.exit_status()
             self._main.release()
             self._main = None

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, Labels]
 
+#: What sampling may be doing; absent: no driver here, off: not asked for.
+STATES = ("starting", "sampling", "absent", "failing", "paused", "off")
+_MAX_XIDS = 32
+
 
 class GpuProcess(msgspec.Struct):
     """One process on one GPU, as the driver lists it; pids are the host's, also for a process in a container."""
@@ -27,10 +31,16 @@ class GpuProcess(msgspec.Struct):
     memory_bytes: int | None = None  # None: the driver does not say (MIG without privilege, WSL)
     memory_peak_bytes: int | None = None  # since we first saw it
     sm_utilization_ratio: float | None = None  # None: the driver does not say; an idle process has 0.0
+    memory_bandwidth_utilization_ratio: float | None = None  # this and the next two as the one above
+    encoder_utilization_ratio: float | None = None
+    decoder_utilization_ratio: float | None = None
+    uses_codec: bool = False  # it has used an encoder or a decoder since we first saw it
     command: str = ""  # basename of the program, never its arguments
     user: str = ""
     container: str = ""  # first 12 hex digits of the container's id
     slurm_job_id: str = ""
+    kubernetes_pod: str = ""  # its name, or its UID where the name is not ours to read
+    kubernetes_namespace: str = ""
     start_ticks: int = 0  # with the pid, who it is; 0: not known
 
 
@@ -49,6 +59,11 @@ class Gpu:
         self.last_sample_wall_ns = 0
         self.memory_used_peaks = Peaks()  # bytes
         self.utilization_peaks = Peaks()  # 0..1
+        self._extremes: dict[Key, Peaks] = {
+            ("memory_used_peak_bytes", ()): self.memory_used_peaks,
+            ("utilization_peak_ratio", ()): self.utilization_peaks,
+        }
+        self._xid_last_seconds: dict[str, float] = {}  # Xid -> wall time
         self._raw_counters: dict[Key, float] = {}
 
     def set_gauges(self, gauges: dict[Key, float]) -> None:
@@ -69,6 +84,21 @@ class Gpu:
             self.values[key] += raw - last if raw >= last else raw
         self._raw_counters[key] = raw
 
+    def extremes_of(self, key: Key) -> Peaks:
+        """The sliding extremes of this name and labels: the smallest values where the name says low, else the largest."""
+        found = self._extremes.get(key)
+        if found is None:
+            found = self._extremes[key] = Peaks(low="_low_" in key[0])
+        return found
+
+    def count_xid(self, xid: int, times: int, wall_seconds: float) -> None:
+        """An Xid error was reported, last at `wall_seconds`. A few dozen Xids exist: what goes beyond counts as "other"."""
+        label = str(xid)
+        if label not in self._xid_last_seconds and len(self._xid_last_seconds) >= _MAX_XIDS:
+            label = "other"
+        self.count(("xid_errors_total", (("xid", label),)), times)
+        self._xid_last_seconds[label] = max(wall_seconds, self._xid_last_seconds.get(label, 0.0))
+
     def mark_down(self, reason: str) -> None:
         """Gauges and processes of a device that does not answer are nobody's truth: they go. Counters and peaks stay."""
         self.up = False
@@ -80,14 +110,13 @@ class Gpu:
         """Every value but those of processes: (name without prefix, labels besides `gpu`, value), peaks included."""
         for (name, labels), value in self.values.items():
             yield name, labels, value
-        for name, peaks in (
-            ("memory_used_peak_bytes", self.memory_used_peaks),
-            ("utilization_peak_ratio", self.utilization_peaks),
-        ):
+        for xid, wall_seconds in self._xid_last_seconds.items():  # also while the GPU is lost: this is the likely reason
+            yield "xid_last_timestamp_seconds", (("xid", xid),), wall_seconds
+        for (name, labels), extremes in self._extremes.items():
             for window, seconds in WINDOWS_SECONDS.items():
-                peak = peaks.largest(monotonic_ns, seconds)
-                if peak is not None:
-                    yield name, (("window", window),), peak
+                extreme = extremes.largest(monotonic_ns, seconds)
+                if extreme is not None:
+                    yield name, (*labels, ("window", window)), extreme
 
     def age_seconds(self, monotonic_ns: int) -> float | None:
         """Seconds since the last good sample, or None when there was none."""
@@ -99,10 +128,12 @@ class Gpus:
 
     def __init__(self) -> None:
         self.by_uuid: dict[str, Gpu] = {}
-        self.state = "starting"  # starting | sampling | absent (no driver here) | failing | paused | off (not asked for)
-        self.message = ""  # for absent and failing: one sentence for people
+        self.state = "starting"  # one of STATES
+        self.message = ""  # for absent, failing and paused: one sentence for people
+        self.samplers = 0  # our processes that may have the driver open
         self.driver_version = ""
         self.sample_duration_seconds: float | None = None  # of the last second's sampling, all GPUs
+        self.memory_gap_seconds: float | None = None  # longest time between two readings of memory in the last second
         self.nvml_errors: dict[tuple[str, str], int] = {}  # (call, code) -> times
         self.nvml_reinits = 0
 

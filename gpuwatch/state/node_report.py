@@ -28,10 +28,16 @@ class ProcessReport(msgspec.Struct):
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
     sm_utilization_ratio: float | None = None
+    memory_bandwidth_utilization_ratio: float | None = None
+    encoder_utilization_ratio: float | None = None
+    decoder_utilization_ratio: float | None = None
+    uses_codec: bool = False  # it has used an encoder or a decoder since it was first seen
     user: str = ""
     command: str = ""
     container: str = ""
     slurm_job_id: str = ""
+    kubernetes_pod: str = ""  # its name, or its UID where the name is not ours to read
+    kubernetes_namespace: str = ""
     run: str = ""  # of the hooks in this very process
     rank: str = ""
 
@@ -54,7 +60,7 @@ class NodeReport(msgspec.Struct):
 
     wall_seconds: float
     state: str  # of sampling the GPUs: starting, sampling, absent, failing, paused, off
-    message: str  # why, for absent and failing
+    message: str  # why, for absent, failing and paused
     driver_version: str
     gpus: list[GpuReport]
     host: HostSample | None

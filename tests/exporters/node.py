@@ -34,6 +34,10 @@ def fill(state, *, gpus=1, processes=1, ranks=(), now_ns):
         gpu.values = dict(values(index))
         gpu.memory_used_peaks.add(now_ns, 60 << 30)
         gpu.utilization_peaks.add(now_ns, 1.0)
+        gpu.extremes_of(("memory_bandwidth_utilization_peak_ratio", ())).add(now_ns, 0.75)
+        gpu.extremes_of(("power_peak_watts", ())).add(now_ns, 690.5)
+        gpu.extremes_of(("clock_low_hertz", (("domain", "sm"),))).add(now_ns, 345e6)
+        gpu.count_xid(79, 2, 1_700_000_000.5)
         for number in range(processes):
             pid = ranks[index] if number == 0 and index < len(ranks) else 10_000 + 100 * index + number
             gpu.processes[pid] = GpuProcess(
@@ -42,13 +46,21 @@ def fill(state, *, gpus=1, processes=1, ranks=(), now_ns):
                 memory_bytes=(number + 1) << 30,
                 memory_peak_bytes=(number + 2) << 30,
                 sm_utilization_ratio=0.125,
+                memory_bandwidth_utilization_ratio=0.0625,
+                encoder_utilization_ratio=0.25,
+                decoder_utilization_ratio=0.5,
+                uses_codec=index == 0 and number == 0,
                 command="python3",
                 user="alice",
                 container="0123456789ab",
                 slurm_job_id="4711",
+                kubernetes_pod="trainer-0",
+                kubernetes_namespace="research",
             )
     state.gpus.state = "sampling"
     state.gpus.sample_duration_seconds = 0.0078125
+    state.gpus.memory_gap_seconds = 0.0234375
+    state.gpus.samplers = 1
     state.gpus.nvml_errors = {("nvmlDeviceGetPowerUsage", "Timeout"): 2}
     state.gpus.nvml_reinits = 1
     known = {pid: HostProcess(cpu_seconds=12.5, resident_bytes=4 << 30, read_bytes=1 << 20) for pid in ranks}
@@ -59,6 +71,7 @@ def values(index):
     """(name without prefix, labels) -> value; each value differs, so that a mix-up shows."""
     plain = (
         *("utilization_ratio", "memory_bandwidth_utilization_ratio", "sm_active_ratio", "sm_occupancy_ratio"),
+        *("encoder_utilization_ratio", "decoder_utilization_ratio"),
         *("tensor_active_ratio", "dram_active_ratio", "busy_seconds_total", "memory_size_bytes", "memory_used_bytes"),
         *("memory_free_bytes", "memory_reserved_bytes", "memory_unattributed_bytes", "bar1_memory_used_bytes"),
         *("power_watts", "power_limit_watts", "energy_joules_total", "row_remap_pending", "row_remap_failure"),
@@ -78,8 +91,6 @@ def values(index):
             for lifetime in ("volatile", "aggregate")
         ),
         *(("remapped_rows", {"cause": cause}) for cause in ("correctable", "uncorrectable")),
-        ("xid_errors_total", {"xid": "79"}),
-        ("xid_last_timestamp_seconds", {"xid": "79"}),
         ("fan_speed_ratio", {"fan": "0"}),
     ]
     for number, (name, labels) in enumerate([*((name, {}) for name in plain), *labelled]):

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from gpuwatch.config import Config, Limits
 from gpuwatch.detectors.registry import BY_NAME
 from gpuwatch.exporters import prometheus
-from gpuwatch.exporters.catalogue import METRICS
+from gpuwatch.exporters.catalogue import BY_NAME as BY_METRIC
+from gpuwatch.exporters.catalogue import DETAIL_VALUES, METRICS
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.state.findings import Finding
 from tests.exporters.job import Job
@@ -48,8 +49,8 @@ def one(found, name, **labels):
     return matching[0]
 
 
-def with_layers(top_k):
-    return Config(prometheus=msgspec.structs.replace(Config().prometheus, layer_top_k=top_k))
+def with_layers(top_k, *, details=False):
+    return Config(prometheus=msgspec.structs.replace(Config().prometheus, layer_top_k=top_k, details=details))
 
 
 def finding(rule="nonfinite_gradient", **more):
@@ -86,7 +87,7 @@ def test_golden(state, exporter, monkeypatch, openmetrics):
 
 
 def test_every_metric_of_the_catalogue_has_a_value_somewhere(state, exporter):
-    exporter._config = with_layers(2)
+    exporter._config = with_layers(2, details=True)
     whole(state, time.monotonic_ns())
     named = {family.metric.name for family in exporter.samples().families()}
     assert named == {metric.name for metric in METRICS}
@@ -157,6 +158,40 @@ def test_a_gpu_that_is_lost_keeps_its_counters_and_no_gauge(state, exporter):
     assert one(found, "gpu_energy_joules_total", gpu="0") > 0
     assert [dict(key)["gpu"] for key in found["gpuwatch_gpu_power_watts"]] == ["1"]
     assert one(found, "gpu_info", gpu="0", uuid="GPU-0000") == 1
+
+
+def test_details_are_left_out_until_asked_for(state, exporter):
+    """And nothing else: the two documents differ in what the catalogue calls details."""
+    whole(state, time.monotonic_ns())
+    plain = {(family.metric.name, labels) for family in exporter.samples().families() for labels, _ in family.samples}
+    exporter._config = with_layers(0, details=True)
+    every = {(family.metric.name, labels) for family in exporter.samples().families() for labels, _ in family.samples}
+    assert plain < every
+    extra = every - plain
+    assert {name for name, _ in extra if BY_METRIC[name].detail} == {metric.name for metric in METRICS if metric.detail}
+    assert {(name, labels[-1]) for name, labels in extra if not BY_METRIC[name].detail} == DETAIL_VALUES
+
+
+def test_while_paused_nothing_is_said_about_a_gpu_and_that_is_said(state, exporter):
+    """A gpu_up of 0 would raise the alarm for a GPU that somebody is about to reset on purpose."""
+    fill(state, gpus=1, now_ns=time.monotonic_ns())
+    assert one(scrape(exporter), "sampling_state", state="sampling") == 1
+    state.gpus.state, state.gpus.samplers = "paused", 0
+    next(iter(state.gpus)).mark_down("sampling is paused")
+    found = scrape(exporter)
+    assert one(found, "sampling_state") == 1
+    assert one(found, "sampling_state", state="paused") == 1
+    assert one(found, "sampler_processes") == 0
+    assert "gpuwatch_gpu_up" not in found
+    assert one(found, "gpu_xid_last_timestamp_seconds", gpu="0", xid="79") == 1_700_000_000.5
+
+
+def test_encoders_of_processes_that_never_use_them_take_no_series(state, exporter):
+    fill(state, gpus=1, processes=3, now_ns=time.monotonic_ns())
+    found = scrape(exporter)
+    assert one(found, "gpu_process_encoder_utilization_ratio", pid="10000") == 0.25
+    assert one(found, "gpu_process_decoder_utilization_ratio", pid="10000") == 0.5
+    assert one(found, "gpu_process_info", pid="10001", kubernetes_pod="trainer-0", kubernetes_namespace="research") == 1
 
 
 def test_processes_beyond_the_cap_are_summed(state, stats):
@@ -247,7 +282,7 @@ def test_a_second_scrape_at_once_is_the_same_document(state, exporter):
 
 
 def test_the_budget_of_series_and_bytes(state, stats, config):
-    rules = [*RULES, *(f"rule_that_is_to_come_{i}" for i in range(41 - len(RULES)))]  # the contract names 41
+    rules = [*RULES, *(f"rule_that_is_to_come_{i}" for i in range(44 - len(RULES)))]  # the contract names 44
     exporter = Prometheus(config, state, stats, "0.1.0", rules)
     ranks = [4000 + rank for rank in range(8)]
     for rank, pid in enumerate(ranks):

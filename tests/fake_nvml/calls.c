@@ -91,6 +91,17 @@ static device_t *find_device(const scenario_t *scenario, nvmlDevice_t handle)
     return handle->mig < gpu->mig_count ? gpu->migs[handle->mig] : NULL;
 }
 
+int is_initialised(const scenario_t *scenario)
+{
+    return references > 0 && initialised_generation == scenario->generation;
+}
+
+int error_of(const scenario_t *scenario, const device_t *device, const char *call)
+{
+    const fault_t *fault = fault_for(scenario, device, call, FAULT_ERROR);
+    return fault ? (int)fault->argument : OK;
+}
+
 static int begin_call(nvmlDevice_t handle, int has_device, const char *call, int needs_init, scenario_t **scenario, device_t **device)
 {
     const fault_t *fault;
@@ -99,7 +110,7 @@ static int begin_call(nvmlDevice_t handle, int has_device, const char *call, int
     for (;;) {
         scenario_lock();
         *scenario = scenario_now();
-        if (needs_init && (references == 0 || initialised_generation != (*scenario)->generation)) {
+        if (needs_init && !is_initialised(*scenario)) {
             scenario_unlock();
             return UNINITIALIZED;
         }
@@ -114,8 +125,9 @@ static int begin_call(nvmlDevice_t handle, int has_device, const char *call, int
         scenario_unlock();
         sleep_us(pause);
     }
-    fault = fault_for(*scenario, *device, call, FAULT_ERROR);
-    int result = fault ? (int)fault->argument : has_device && !*device ? INVALID_ARGUMENT : OK;
+    int result = error_of(*scenario, *device, call);
+    if (result == OK && has_device && !*device)
+        result = INVALID_ARGUMENT;
     if (result != OK)
         scenario_unlock();
     return result;

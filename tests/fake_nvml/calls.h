@@ -12,6 +12,10 @@ int begin(nvmlDevice_t handle, const char *call, scenario_t **scenario, device_t
 /* The same without a device; `needs_init` is false for nvmlInit and nvmlErrorString only. */
 int begin_system(const char *call, int needs_init, scenario_t **scenario);
 
+/* Whether nvmlInit was called since the driver was loaded, and the code that a fault gives `call`; both with the lock held. */
+int is_initialised(const scenario_t *scenario);
+int error_of(const scenario_t *scenario, const device_t *device, const char *call);
+
 nvmlDevice_t handle_of(int gpu, int mig); /* mig -1: the GPU itself */
 int handle_gpu(nvmlDevice_t handle);
 int handle_mig(nvmlDevice_t handle);

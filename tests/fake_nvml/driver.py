@@ -24,6 +24,7 @@ import pynvml
 HERE = Path(__file__).resolve().parent
 H100_STATIC = json.loads((HERE / "h100" / "nvml_static.json").read_text())
 H100_SERIES = json.loads((HERE / "h100" / "nvml_series.json").read_text())["series"]
+XID, DOUBLE_BIT_ECC, CLOCKS = 8, 2, 16  # kinds of events
 H100_RESERVED_BYTES = H100_STATIC["memory_v2"]["reserved"]
 
 
@@ -36,6 +37,7 @@ class Device:
     faults: list[str] = field(default_factory=list)
     processes: list[str] = field(default_factory=list)
     migs: list[Device] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
     def get(self, key, *numbers):
         """The device answers `key` with these numbers from now on."""
@@ -49,8 +51,12 @@ class Device:
         if sm_percent is not None:
             self.processes.append(f"busy {pid} {sm_percent} 0 0 0")
 
+    def report(self, kind, data, *, at="-"):
+        """The driver reports an event of `kind` (NVML's bit) once the scenario is in force: XID and the Xid, for instance."""
+        self.events.append(f"event {len(self.events) + 1} {at} {kind} {data}")
+
     def text(self):
-        own = [f"text nvmlDeviceGetUUID {self.uuid}", *self.lines, *self.faults, *self.processes]
+        own = [f"text nvmlDeviceGetUUID {self.uuid}", *self.lines, *self.faults, *self.processes, *self.events]
         return "\n".join([*own, *(f"mig\n{mig.text()}" for mig in self.migs)])
 
 
@@ -138,8 +144,13 @@ def h100(index=0):
     for field_id, result, value_type, value in chosen["fields"]["value"]:
         if result == 0 and (value or value_type):  # type 0 with value 0: an id that the driver passed over
             device.get(f"field:{field_id}", value, value_type)
+    for metric in GPM_METRICS:  # supported there; its values are not in the recording, which was of an idle GPU
+        device.get(f"gpm:{metric}", 0)
     return device
 
+
+#: SM active, SM occupancy, tensor active, DRAM active
+GPM_METRICS = (2, 3, 5, 10)
 
 #: Getters of the recording that other lines of the scenario answer.
 _COMPUTED = {

@@ -100,3 +100,36 @@ EXPORT int nvmlDeviceGetProcessUtilization(nvmlDevice_t handle, process_busy_t *
     *count = found;
     return result;
 }
+
+typedef struct { unsigned long long stamp_us; unsigned pid, sm, memory, encoder, decoder, jpeg, optical_flow; } process_info_t;
+typedef struct { unsigned version, count; unsigned long long since_us; process_info_t *rows; } processes_info_t;
+
+/* The same facts in the newer call's layout; a scenario has it by `get nvmlDeviceGetProcessesUtilizationInfo 1`. */
+EXPORT int nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t handle, processes_info_t *info)
+{
+    scenario_t *scenario;
+    device_t *device;
+    struct timespec wall;
+    int result = begin(handle, "nvmlDeviceGetProcessesUtilizationInfo", &scenario, &device);
+    if (result != OK)
+        return result;
+    const value_t *has = device_value(device, "nvmlDeviceGetProcessesUtilizationInfo");
+    clock_gettime(CLOCK_REALTIME, &wall);
+    uint64_t tick_us = (wall.tv_sec * 1000000ULL + wall.tv_nsec / 1000) / 200000 * 200000;
+    double t = scenario_seconds(scenario);
+    unsigned found = 0, room = info->rows ? info->count : 0;
+    for (int i = 0; has && i < device->busy_count; i++) {
+        const busy_t *busy = &device->busy[i];
+        uint64_t stamp_us = busy->stamp_us ? busy->stamp_us : tick_us;
+        if (t < busy->from || t >= busy->until || (!busy->stamp_us && stamp_us <= info->since_us))
+            continue;
+        if (found < room)
+            info->rows[found] = (process_info_t){stamp_us, busy->pid, busy->sm, busy->memory, busy->encoder, busy->decoder, 0, 0};
+        found++;
+    }
+    scenario_unlock();
+    if (!has || info->version != (sizeof *info | 1 << 24))
+        return has ? 25 : NOT_SUPPORTED; /* argument version mismatch */
+    info->count = found;
+    return found == 0 ? NOT_FOUND : found > room ? INSUFFICIENT_SIZE : OK;
+}

@@ -175,6 +175,12 @@ static int device_line(device_t *device, char **words, int count)
         busy->from = time_word(words, count, 6, -1e18);
         busy->until = time_word(words, count, 7, 1e18);
         busy->stamp_us = count > 8 ? number(words[8]) : 0;
+    } else if (!strcmp(words[0], "event") && count == 5) {
+        event_t *event = append((void **)&device->events, &device->event_count, sizeof(event_t));
+        event->id = number(words[1]);
+        event->at = time_word(words, count, 2, -1e18);
+        event->type = number(words[3]);
+        event->data = number(words[4]);
     } else {
         return 0;
     }
@@ -237,6 +243,7 @@ static void free_device(device_t *device)
     free(device->faults);
     free(device->processes);
     free(device->busy);
+    free(device->events);
     free(device->migs);
     free(device);
 }

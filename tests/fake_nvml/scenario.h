@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, LIB_RM_VERSION_MISMATCH = 18, UNKNOWN_ERROR = 999 };
+       DRIVER_NOT_LOADED = 9, TIMED_OUT = 10, GPU_IS_LOST = 15, LIB_RM_VERSION_MISMATCH = 18, UNKNOWN_ERROR = 999 };
 
 #define MAX_NUMBERS 4
 #define NOT_AVAILABLE UINT64_MAX
@@ -31,6 +31,9 @@ typedef struct { enum fault_kind kind; char call[72]; long argument; } fault_t;
 typedef struct { char kind; unsigned pid; uint64_t bytes; double from, until; unsigned gpu_instance, compute_instance; } process_t;
 typedef struct { unsigned pid, sm, memory, encoder, decoder; double from, until; uint64_t stamp_us; } busy_t;
 
+/* An event that the driver reports at `at`. Ids ascend on a device: a set tells those above what it has told. */
+typedef struct { unsigned id; double at; uint64_t type, data; } event_t;
+
 typedef struct device {
     struct device *parent;    /* of a MIG device: its GPU */
     value_t *values; int value_count;
@@ -38,6 +41,7 @@ typedef struct device {
     fault_t *faults; int fault_count;
     process_t *processes; int process_count;
     busy_t *busy; int busy_count;
+    event_t *events; int event_count;
     struct device **migs; int mig_count;
 } device_t;
 

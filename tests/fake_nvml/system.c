@@ -171,6 +171,7 @@ EXPORT const char *nvmlErrorString(int result)
     case NOT_SUPPORTED: return "Not Supported";
     case NOT_FOUND: return "Not Found";
     case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case TIMED_OUT: return "Timeout";
     case GPU_IS_LOST: return "GPU is lost";
     case LIB_RM_VERSION_MISMATCH: return "Driver/library version mismatch";
     default: return "Unknown Error";

@@ -323,29 +323,6 @@ def test_mig_devices_are_cut_anew(sampled):
     run.until(lambda: run.up("0", "0:0", "0:1"))
 
 
-def test_pause_lets_go_of_the_driver_and_resume_comes_back(sampled):
-    run = sampled([h100()])
-    run.supervisor.pause()
-    run.until(lambda: not run.supervisor.child_pids())
-    run.turns(0.5)
-    assert run.supervisor.child_pids() == []  # nothing holds the driver
-    assert run.gpus.state == "paused"
-    assert not run.gpu(0).up
-    run.supervisor.resume()
-    run.until(lambda: run.up(0))
-
-
-def test_pause_lets_go_of_a_driver_that_hangs(sampled, quick):
-    run = sampled([h100(0), h100(1)])
-    break_gpu(run, 0, "hang nvmlDeviceGetMemoryInfo_v2")
-    run.until(lambda: len(run.supervisor.child_pids()) == 2)
-    run.supervisor.pause()
-    run.until(lambda: not run.supervisor.child_pids())
-    mend(run)
-    run.supervisor.resume()
-    run.until(lambda: run.up(0, 1))
-
-
 def test_what_doctor_asks(sampled, tmp_path):
     run = sampled([h100(0), h100(1)], wait=False, prepare=lambda fake: fake.gpus[1].faults.append("error * 15"))
     command = [sys.executable, "-P", "-m", "gpuwatch.samplers.nvml_worker", "--probe"]

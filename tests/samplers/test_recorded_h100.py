@@ -47,6 +47,12 @@ IDLE_H100 = {
     "utilization_peak_ratio{window=300s}": 0,
     "memory_bandwidth_utilization_ratio": 0,
     "busy_seconds_total": 0,
+    "encoder_utilization_ratio": 0,
+    "decoder_utilization_ratio": 0,
+    "sm_active_ratio": 0,
+    "sm_occupancy_ratio": 0,
+    "tensor_active_ratio": 0,
+    "dram_active_ratio": 0,
     "ecc_errors_total{severity=corrected,lifetime=volatile}": 0,
     "ecc_errors_total{severity=corrected,lifetime=aggregate}": 0,
     "ecc_errors_total{severity=uncorrected,lifetime=volatile}": 0,
@@ -70,9 +76,14 @@ IDLE_H100 = {
         0,
     ),
     **dict.fromkeys(
-        (f"throttled_seconds_total{{reason={reason}}}" for reason in ("power_cap", "sync_boost", "board_limit", "reliability")),
+        (
+            f"throttled_seconds_total{{reason={reason}}}"
+            for reason in ("power_cap", "sync_boost", "board_limit", "reliability", "thermal")
+        ),
         0,
     ),
+    **dict.fromkeys((f"memory_bandwidth_utilization_peak_ratio{{window={window}}}" for window in ("10s", "60s", "300s")), 0),
+    **dict.fromkeys((f"power_peak_watts{{window={window}}}" for window in ("10s", "60s", "300s")), 79.004),
 }  # fmt: skip
 
 
@@ -88,6 +99,7 @@ def test_an_idle_h100_value_by_value(sampled):
     """NVLink and fans are not there, since the H100 said NotSupported: left out, not 0 and not 2^64-1."""
     run = sampled([h100()])
     gpu = run.gpu(0)
+    run.until(lambda: run.value(0, "dram_active_ratio") is not None)  # a difference needs a second sample
     assert readings(gpu, gpu.last_sample_monotonic_ns) == pytest.approx(IDLE_H100)
     assert gpu.info == {
         "uuid": "GPU-00000000-1111-2222-3333-444444444444",
