@@ -78,7 +78,7 @@ class Daemon:
             self.state.gpus.state = "off"
 
         self.listener = self._listen()
-        self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks)
+        self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks, self.supervisor)
         self._backlog = False
 
         upkeep = Upkeep(self.state, self.intake, self.stats, self.notifier)

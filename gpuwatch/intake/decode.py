@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from gpuwatch_hooks import wire
@@ -73,7 +73,14 @@ class Ended(msgspec.Struct, frozen=True):
     status: int
 
 
-Message = HelloMessage | Numbered | MediaMessage | Bye | Command | Ended
+class SamplingRequest(msgspec.Struct, frozen=True):
+    """Somebody asks how sampling of the GPUs goes, or to stop it (`release`: and let go of the driver), or to go on."""
+
+    verb: Literal["state", "pause", "resume"]
+    release: bool = False
+
+
+Message = HelloMessage | Numbered | MediaMessage | Bye | Command | Ended | SamplingRequest
 VERBS = ("detach", "set")
 
 
@@ -253,6 +260,10 @@ def _ended(tree: dict[str, Any]) -> Ended:
     return Ended(clean_text(said.token), said.pid, said.status)
 
 
+def _sampling(tree: dict[str, Any]) -> SamplingRequest:
+    return msgspec.convert(tree, SamplingRequest)
+
+
 _DECODERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "hello": _hello,
     "names": _names,
@@ -262,4 +273,5 @@ _DECODERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "bye": _bye,
     "command": _command,
     "ended": _ended,
+    "sampling": _sampling,
 }

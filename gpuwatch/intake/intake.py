@@ -16,9 +16,9 @@ import msgspec
 from gpuwatch_hooks import wire
 
 from gpuwatch.config import Hooks, Limits
-from gpuwatch.intake import commands, endings
+from gpuwatch.intake import commands, endings, sampling
 from gpuwatch.intake.admission import Admission
-from gpuwatch.intake.decode import Command, Ended, HelloMessage, Message, VersionError, decode_message
+from gpuwatch.intake.decode import Command, Ended, HelloMessage, Message, SamplingRequest, VersionError, decode_message
 from gpuwatch.intake.descriptors import DescriptorError, close_all
 from gpuwatch.intake.listener import Listener
 from gpuwatch.intake.peers import Peer, PeerError, Received, namespace_pid, open_pidfd
@@ -58,7 +58,14 @@ class Intake:
     """Owns the listener, all connections and all rings; registers them with `selector`, whose data are Handlers."""
 
     def __init__(
-        self, state: State, listener: Listener, selector: selectors.BaseSelector, stats: SelfStats, limits: Limits, hooks: Hooks
+        self,
+        state: State,
+        listener: Listener,
+        selector: selectors.BaseSelector,
+        stats: SelfStats,
+        limits: Limits,
+        hooks: Hooks,
+        sampler: sampling.Sampler | None = None,
     ) -> None:
         self.sessions: dict[tuple[Identity, int], Session] = {}  # by process and ring id
         self.peers: dict[Peer, Session | None] = {}  # None: it has not said hello yet
@@ -68,6 +75,7 @@ class Intake:
         self._stats = stats
         self._limits = limits
         self._hooks = hooks
+        self._sampler = sampler
         self._admission = Admission(limits)
         self._no_room: dict[str, str] = {}  # token of a job that could not be recorded yet -> why
         self._buffer = bytearray(wire.MAX_MESSAGE_BYTES + 1)
@@ -185,6 +193,9 @@ class Intake:
                 return len(received.data)
             if isinstance(message, Ended) and not received.fds:
                 self._say(peer, endings.conclude(message, peer.identity, self._state, self._no_room))
+                return len(received.data)
+            if isinstance(message, SamplingRequest) and not received.fds:
+                self._say(peer, sampling.obey(message, peer.identity, self._sampler, self._state))
                 return len(received.data)
             if not isinstance(message, HelloMessage) or len(received.fds) != 1:
                 raise DecodeError("the first message is not a hello with a ring")
