@@ -7,7 +7,6 @@ from typing import Any
 
 from msgspec import inspect
 
-
 _PLAIN = {
     inspect.BoolType: "true or false",
     inspect.ListType: "a list of texts",

@@ -68,14 +68,18 @@ class BoundedFile(logging.handlers.RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
             if not self._is_current():
-                self.stream.close()
-                self.stream = self._open()
+                fresh, before = self._open(), self.stream
+                self.stream = fresh
+                if before is not None:
+                    before.close()
         super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  # logging's own name
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
         """Nothing: where the log cannot be written, nor can the news of it."""
 
     def _is_current(self) -> bool:
+        if self.stream is None:  # beginning anew has failed
+            return False
         try:
             there = os.stat(self.baseFilename)
         except FileNotFoundError:

@@ -84,3 +84,42 @@ def test_a_flood_is_cut_off_and_counted_and_another_event_is_not(lines, monkeypa
     now[0] += logs.WINDOW_SECONDS + 1
     flood(1)
     assert read()[0].endswith(f"event 0 ({500 - logs.BURST} more like this were left out)")
+
+
+@pytest.fixture
+def to_file(tmp_path):
+    yield tmp_path / "daemon.log"
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logs.BoundedFile):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def test_a_log_file_is_bounded(to_file, monkeypatch):
+    monkeypatch.setattr(logs, "FILE_BYTES", 10_000)
+    logs.set_up("text", "info", str(to_file))
+    for handler in logging.getLogger().handlers:
+        handler.filters.clear()  # every line may come through
+    for number in range(2000):
+        logging.getLogger("gpuwatch.x").info("line %d", number)
+    files = sorted(to_file.parent.glob("daemon.log*"))
+    assert [file.name for file in files] == ["daemon.log", "daemon.log.1", "daemon.log.2"]
+    assert all(file.stat().st_size <= 10_000 for file in files)
+    assert to_file.read_text().endswith("info x: line 1999\n")
+
+
+def test_two_daemons_share_a_log_file(to_file):
+    logs.set_up("text", "info", str(to_file))
+    to_file.rename(to_file.with_suffix(".log.1"))  # the other one has begun it anew
+    logging.getLogger("gpuwatch.x").info("goes on")
+    assert to_file.read_text().endswith("x: goes on\n")
+
+
+def test_a_log_file_that_is_gone_for_good_costs_nothing(tmp_path, to_file, capfd):
+    folder = tmp_path / "deleted"
+    folder.mkdir()
+    logs.set_up("text", "info", str(folder / "daemon.log"))
+    (folder / "daemon.log").unlink()
+    folder.rmdir()
+    logging.getLogger("gpuwatch.x").info("lost")
+    assert capfd.readouterr().err == ""
