@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "demo": "Train a small model under gpuwatch and show what it finds.",
     "run": "Start a training command with the hooks in it.",
+    "lr-find": "Find a learning rate by a range test in your own loop.",
     "daemon": "Run the sidecar in the foreground.",
     "attach": "Put the hooks into a job that already runs.",
     "detach": "Take the hooks out of a running job.",
@@ -31,6 +32,8 @@ COMMANDS = {
     "explain": "Say what a rule means and what to do.",
     "dashboards": "Write the Grafana dashboards to a folder.",
     "rules": "Write the Prometheus rules to a folder.",
+    "pause": "Stop sampling the GPUs; --release lets go of the driver.",
+    "resume": "Sample the GPUs again after a pause.",
     "doctor": "Check what works here and how to fix what does not.",
 }
 
@@ -49,7 +52,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"gpuwatch.cli.{cmd_name}").command
+        command = importlib.import_module(f"gpuwatch.cli.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

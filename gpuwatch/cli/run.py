@@ -6,13 +6,15 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from gpuwatch import announcement, paths
-from gpuwatch.cli import closing, recorded
+from gpuwatch.cli import closing, range_test, recorded
 from gpuwatch.cli.closing import Answer
 from gpuwatch.cli.injection import injected_environment, program_name, why_unseen
 from gpuwatch.cli.job import CannotStartError, Job, end_like
@@ -29,6 +31,7 @@ class Options(NamedTuple):
     logdir: Path | None
     every: int | None
     quiet: bool
+    asked: Mapping[str, str] = MappingProxyType({})  # further settings for the hooks: NAME -> GPUWATCH_NAME
 
 
 @click.command(
@@ -38,9 +41,12 @@ class Options(NamedTuple):
 @click.option("--name", metavar="N", help="What the run is called; its program and the time, when not given.")
 @click.option("--logdir", type=click.Path(path_type=Path), help="Record here, with a daemon for this run alone.")
 @click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
+@click.option("--lr-find", is_flag=True, help="Begin with a learning-rate range test, then train as if it had not been.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing about the run on standard error.")
 @click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD ...")
-def command(name: str | None, logdir: Path | None, every: int | None, quiet: bool, command_line: tuple[str, ...]) -> None:
+def command(
+    name: str | None, logdir: Path | None, every: int | None, lr_find: bool, quiet: bool, command_line: tuple[str, ...]
+) -> None:
     """Start CMD with the hooks in it and in the Python processes that it starts.
 
     The command is not changed: standard input, output, terminal, signals and exit status are its own. What gpuwatch says goes
@@ -54,7 +60,8 @@ def command(name: str | None, logdir: Path | None, every: int | None, quiet: boo
       gpuwatch run --name sweep-1 -- torchrun --nproc-per-node 8 train.py
     """
     named = recorded.name_given(name) or reduce_name(f"{program_name(command_line)}-{time.strftime('%Y%m%d-%H%M%S')}")
-    end_like(supervise(Options(command_line, named, logdir, every, quiet)))
+    asked = {"lr_find": range_test.asked(goes_on=True)} if lr_find else {}
+    end_like(supervise(Options(command_line, named, logdir, every, quiet, asked)))
 
 
 def supervise(options: Options, opened: Callable[[str], object] | None = None) -> int:
@@ -68,6 +75,7 @@ def supervise(options: Options, opened: Callable[[str], object] | None = None) -
         settings = {"socket": str(socket_path), "run": options.name, "token": token}
         if options.every is not None:
             settings["hooks_every"] = str(options.every)
+        settings |= options.asked
         environ = injected_environment(user_environment(), **settings)
         _announce(options, logdir, daemon)
         if opened is not None and daemon is not None and daemon.metrics_url:

@@ -18,6 +18,7 @@ _HOME = {
     "log_figure": "log",
     "log_text": "log",
     "feature_maps": "feature_maps",
+    "lr_find": "lr_find",
 }
 __all__ = list(_HOME)
 

@@ -47,7 +47,7 @@ class LrRange:
         self._reference = None  # the largest rate of the first optimizer: the one that the test speaks of
         self._entries = []
         self._keepsake = None
-        self._heard_step = 0
+        self._heard = []  # steps whose loss has arrived
         self._diverged = False
         self._over = False  # no more rates are set
         self._left = False
@@ -116,11 +116,10 @@ class LrRange:
 
     def _hear(self, step, rate, loss):
         """The loss of a step has arrived; of several optimizers in one iteration the first one's counts."""
-        if loss is None or self._diverged or step == self._heard_step:
+        if loss is None or self._diverged or (self._heard and step == self._heard[-1]):
             return
-        self._heard_step = step
         self.curve.add(rate, loss)
-        self._recorder.session.scalar("lr_find/smoothed_loss", step, self.curve.smoothed[-1])
+        self._heard.append(step)
         # Ranks see different losses: were each to stop by its own, the others would wait for it for ever.
         if identity.ranks()[1] == 1 and self.curve.has_diverged():
             self._diverged = True
@@ -143,7 +142,11 @@ class LrRange:
         for name, value in (("suggestion", curve.suggestion()), ("minimum_tenth", curve.minimum_tenth())):
             if value is not None:
                 facts["lr_find_" + name] = value
-        self._recorder.session.meta(facts)
+        session = self._recorder.session
+        for step, *values in zip(self._heard, curve.rates, curve.losses, curve.smoothed()):
+            for tag, value in zip(("rate", "loss", "smoothed_loss"), values):
+                session.scalar("lr_find/" + tag, step, value)
+        session.meta(facts)
 
     def _give_up(self, why):
         self._over = True

@@ -40,7 +40,7 @@ def test_nothing_heavy_is_loaded_for_a_short_answer(tmp_path, environ, arguments
 def test_the_overview_names_every_command_in_its_own_words(gpuwatch):
     out = gpuwatch("--help").stdout
     for name, summary in COMMANDS.items():
-        command = importlib.import_module(f"gpuwatch.cli.{name}").command
+        command = importlib.import_module(f"gpuwatch.cli.{name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         assert command.short_help == summary
         assert f"  {name:<{max(map(len, COMMANDS))}}  {summary}" in out
