@@ -6,10 +6,10 @@ import json
 import pkgutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import tests.zoo.half_a
+import tests.zoo.half_b
 from gpuwatch.detectors.registry import RULES
 from tests.zoo import score
 from tests.zoo.keeper import Keeper, Outcome
@@ -47,11 +47,7 @@ def _run(programs, keep):
         folder.mkdir(parents=True, exist_ok=True)
         keeper = Keeper(folder)
         try:
-            for place, program in enumerate(programs, 1):
-                started = time.monotonic()
-                keeper.run(program)
-                took = time.monotonic() - started
-                print(f"{place:3} of {len(programs)}  {program.name}  {took:.1f} s", file=sys.stderr, flush=True)
+            keeper.run(programs, lambda over: print(f"{over.program.name}  {over.seconds:.1f} s", file=sys.stderr, flush=True))
             outcomes = keeper.outcomes(programs)
         finally:
             keeper.close()
@@ -73,7 +69,7 @@ def _options():
 
 
 def _import_all():
-    for package in (tests.zoo.half_a,):
+    for package in (tests.zoo.half_a, tests.zoo.half_b):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{module.name}")
 

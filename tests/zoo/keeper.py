@@ -6,10 +6,13 @@ bootstrap, find the daemon by the environment, and are told of the process's end
 
 import atexit
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +26,10 @@ from tests.running_daemon import RunningDaemon, wait_until
 from tests.zoo.program import Program
 
 #: Steps here last a millisecond: the hooks' own share of that says nothing about jobs, so nothing is thinned and the rule
-#: that watches it is off. Timing noise of a shared machine is the rules' business and stays.
+#: that watches it is off.
 ENVIRONMENT = {"GPUWATCH": "1", "GPUWATCH_HOOKS_OVERHEAD_BUDGET": "1.0", "GPUWATCH_HOOKS_RING_SLOTS": "2048"}
-ENVIRONMENT |= {"OMP_NUM_THREADS": "1"}
-RULES = {"rules": {"hook_overhead": {"enabled": False}}}
-PROGRAM_SECONDS = 60.0
+RULES: dict[str, dict[str, bool | float | str]] = {"hook_overhead": {"enabled": False}}
+PROGRAM_SECONDS = 120.0
 
 
 class Outcome(NamedTuple):
@@ -38,39 +40,80 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+class Running:
+    """One program in its own processes."""
+
+    def __init__(self, program: Program, folder: Path, daemon_socket: Path) -> None:
+        self.program = program
+        self.seconds = 0.0
+        self._folder = folder
+        self._started = time.monotonic()
+        environment = {**ENVIRONMENT, "GPUWATCH_SOCKET": str(daemon_socket), "GPUWATCH_RUN": program.name}
+        environment["GPUWATCH_TOKEN"] = program.name
+        if program.ranks > 1:
+            environment |= {"WORLD_SIZE": str(program.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self._children: dict[int, int] = {}  # pid -> rank
+        for rank in range(program.ranks):
+            ranked = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if program.ranks > 1 else {}
+            sys.stdout.flush()
+            child = os.fork()
+            if not child:
+                _become(program, environment | ranked, self._output(rank))
+            self._children[child] = rank
+
+    def over(self) -> bool:
+        """Whether it has ended. Raises RuntimeError when it failed: it is then no training at all."""
+        for child, rank in list(self._children.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                del self._children[child]
+            if (ended and status) or time.monotonic() - self._started > PROGRAM_SECONDS:
+                self.kill()
+                said = self._output(rank).read_text()
+                raise RuntimeError(f"{self.program.name} is no training: rank {rank} failed or hung\n{said}")
+        self.seconds = time.monotonic() - self._started
+        return not self._children
+
+    def kill(self) -> None:
+        for child in self._children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        self._children.clear()
+
+    def _output(self, rank: int) -> Path:
+        return self._folder / f"{self.program.name}.{rank}.txt"
+
+
 class Keeper:
-    """Owns the daemon and the folder of the runs, which stays when that is what `folder` asks for."""
+    """Owns the daemon, which keeps its runs below `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         torch.set_num_threads(1)  # a pool of threads would not survive the fork
-        self._daemon = RunningDaemon(folder, **{f"rules__{rule}": settings for rule, settings in RULES["rules"].items()})
+        self.folder = folder
+        self._daemon = RunningDaemon(folder, **{f"rules__{rule}": settings for rule, settings in RULES.items()})
         self._seconds: dict[str, float] = {}
 
     @property
     def runs(self) -> Path:
         return self._daemon.logdir
 
-    def run(self, program: Program) -> None:
-        """Run one program to its end. Raises RuntimeError when it fails by itself: it is then no training at all."""
-        started = time.monotonic()
-        more = {"RANK": "0", "WORLD_SIZE": str(program.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        children = []
-        for rank in range(program.ranks):
-            environment = {**ENVIRONMENT, "GPUWATCH_SOCKET": str(self._daemon.socket), "GPUWATCH_RUN": program.name}
-            environment["GPUWATCH_TOKEN"] = program.name
-            if program.ranks > 1:
-                environment |= more | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            sys.stdout.flush()
-            child = os.fork()
-            if not child:
-                _become(program, environment, self.folder / f"{program.name}.{rank}.txt")
-            children.append(child)
-        failed = [rank for rank, child in enumerate(children) if not self._ended_well(child, started)]
-        if failed:
-            said = (self.folder / f"{program.name}.{failed[0]}.txt").read_text()
-            raise RuntimeError(f"{program.name} is no training: rank {failed[0]} failed\n{said}")
-        self._seconds[program.name] = time.monotonic() - started
+    def run(self, programs: list[Program], ended: Callable[[Running], None]) -> None:
+        """Run them all, one after the other, and beside these, one after the other, those that wait."""
+        lanes = [deque(p for p in programs if p.waits == waits) for waits in (False, True)]
+        running: list[Running | None] = [None, None]
+        try:
+            while any(lanes) or any(running):
+                for place, lane in enumerate(lanes):
+                    now = running[place]
+                    if now is not None and now.over():
+                        self._seconds[now.program.name] = now.seconds
+                        ended(now)
+                        now = None
+                    running[place] = now or (Running(lane.popleft(), self.folder, self._daemon.socket) if lane else None)
+                time.sleep(0.005)
+        finally:
+            for left in filter(None, running):
+                left.kill()
 
     def close(self) -> None:
         self._daemon.kill()
@@ -92,17 +135,6 @@ class Keeper:
             raise RuntimeError(f"the daemon did not end well:\n{self._daemon.log.read_text()}")
         steps = {run.run: run.step for run in self._daemon.runs().values()}
         return {name: Outcome(findings(self.runs / name), steps[name], self._seconds[name]) for name in sorted(names)}
-
-    def _ended_well(self, child: int, started: float) -> bool:
-        while True:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return status == 0
-            if time.monotonic() - started > PROGRAM_SECONDS:
-                os.kill(child, 9)
-                os.waitpid(child, 0)
-                return False
-            time.sleep(0.005)
 
 
 def findings(folder: Path) -> list[Finding]:

@@ -37,6 +37,7 @@ class Program(NamedTuple):
     onset: int  # the first step that the fault touches
     source: str  # who reports this fault
     ranks: int
+    waits: bool  # it sleeps for most of its time, so it runs beside the others
 
     @property
     def is_healthy(self) -> bool:
@@ -46,21 +47,22 @@ class Program(NamedTuple):
 PROGRAMS: dict[str, Program] = {}
 
 
-def healthy(*, allows=(), ranks=1):
+def healthy(*, allows=(), ranks=1, waits=False):
     """A training without a fault: nothing above info may be said. `allows`: notes (info) that are true of it."""
-    return lambda train: _add(train, "", (), allows, 0, "", ranks)
+    return lambda train: _add(train, allows=allows, ranks=ranks, waits=waits)
 
 
-def broken(fault, *, expects, source, onset=1, allows=(), ranks=1):
+def broken(fault, *, expects, source, onset=1, allows=(), ranks=1, waits=False):
     """A training with one known fault from step `onset` on."""
-    return lambda train: _add(train, fault, expects, allows, onset, source, ranks)
+    label = {"fault": fault, "expects": tuple(expects), "onset": onset, "source": source}
+    return lambda train: _add(train, allows=allows, ranks=ranks, waits=waits, **label)
 
 
-def _add(train, fault, expects, allows, onset, source, ranks):
+def _add(train, *, allows, ranks, waits, fault="", expects=(), onset=0, source=""):
     half = "A" if ".half_a." in train.__module__ else "B"
     name = train.__name__
     if name in PROGRAMS:
         raise ValueError(f"two programs are called {name}")
     allowed = tuple(rule for rule in allows if rule not in expects)
-    PROGRAMS[name] = Program(name, half, train, fault, tuple(expects), allowed, onset, source, ranks)
+    PROGRAMS[name] = Program(name, half, train, fault, expects, allowed, onset, source, ranks, waits)
     return train

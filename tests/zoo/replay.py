@@ -21,7 +21,7 @@ from tests.zoo.keeper import RULES
 
 def replay(folder: Path) -> list[Finding]:
     """The findings of a program's runs (one a rank), whose records are shown to one engine in the order of their time."""
-    engine = Engine(RULES["rules"])
+    engine = Engine(RULES)
     runs: dict[str, Run] = {}
     found: dict[int, Finding] = {}
     journals = [(str(path.parent), path) for path in sorted(folder.rglob("journal"))]

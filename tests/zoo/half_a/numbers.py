@@ -1,5 +1,7 @@
 """Half A, broken: numbers that are not finite, that explode, vanish, die, or go the wrong way."""
 
+import time
+
 import gpuwatch_hooks as gpuwatch
 import torch
 from torch import nn
@@ -291,3 +293,4 @@ def forty_examples():
                 gpuwatch.log("Loss/val", cross_entropy(model(held_out[0]), held_out[1]).item(), step)
                 gpuwatch.log("Loss/train", loss.item(), step)
             model.train()
+            time.sleep(0.15)

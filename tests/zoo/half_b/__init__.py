@@ -1,0 +1,1 @@
+"""Written after the rules were tuned on half A, and never tuned on."""
