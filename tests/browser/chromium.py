@@ -158,8 +158,9 @@ class Page:
         return self.value("document.body ? document.body.innerText : ''")
 
     def shows(self, *parts, seconds=40.0):
-        """Waits until all of `parts` stand on the page."""
-        self.wait(f"{json.dumps(parts)}.every((part) => document.body.innerText.includes(part))", seconds)
+        """Waits until all of `parts` stand on the page, wherever its lines break."""
+        text = "document.body.innerText.replace(/\\s+/g, ' ')"
+        self.wait(f"{json.dumps(parts)}.every((part) => {text}.includes(part))", seconds)
 
     def press(self, key, code=0, text=""):
         named = {"key": key, "windowsVirtualKeyCode": code, "text": text}
