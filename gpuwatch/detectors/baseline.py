@@ -28,7 +28,8 @@ class Baseline:
         self._warmup = warmup
         self._order: deque[float] = deque()
         self._sorted: list[float] = []
-        self._sigma = -1.0  # computed when asked for
+        self._median = 0.0
+        self._sigma = -1.0  # both are computed when asked for; negative: not yet
 
     @property
     def ready(self) -> bool:
@@ -37,31 +38,27 @@ class Baseline:
 
     @property
     def median(self) -> float:
-        ranked = self._sorted
-        return 0.5 * (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2])
+        return self._median if self._sigma >= 0.0 else _middle(self._sorted)
 
     @property
     def sigma(self) -> float:
         """1.4826 times the median absolute deviation, at least the floor."""
-        if self._sigma < 0.0:
-            median = self.median
-            spread = _SIGMA_OVER_MAD * _median_deviation(self._sorted, median)
-            self._sigma = max(spread, self._floor, self._floor_ratio * abs(median))
-        return self._sigma
+        return self._measured()[1]
 
     def score(self, value: float) -> float:
         """How many sigmas `value` lies above the median; 0.0 while there are too few values."""
         if not self.ready:
             return 0.0
-        sigma = self.sigma
-        return (value - self.median) / sigma if sigma > 0.0 else 0.0
+        median, sigma = self._measured()
+        return (value - median) / sigma if sigma > 0.0 else 0.0
 
     def add(self, value: float) -> None:
         """Take a finite value into the window."""
-        if self.ready and self.sigma > 0.0:
-            reach = _WINSOR_SIGMAS * self.sigma
-            median = self.median
-            value = min(max(value, median - reach), median + reach)
+        if self.ready:
+            median, sigma = self._measured()
+            if sigma > 0.0:
+                reach = _WINSOR_SIGMAS * sigma
+                value = min(max(value, median - reach), median + reach)
         if len(self._order) >= self._window:
             oldest = self._order.popleft()
             del self._sorted[bisect_left(self._sorted, oldest)]
@@ -69,11 +66,23 @@ class Baseline:
         insort(self._sorted, value)
         self._sigma = -1.0
 
+    def _measured(self) -> tuple[float, float]:
+        """Median and sigma."""
+        if self._sigma < 0.0:
+            median = _middle(self._sorted)
+            spread = _SIGMA_OVER_MAD * _median_deviation(self._sorted, median)
+            self._median, self._sigma = median, max(spread, self._floor, self._floor_ratio * abs(median))
+        return self._median, self._sigma
+
     def restart(self) -> None:
         """Forget everything: another regime begins."""
         self._order.clear()
         self._sorted.clear()
         self._sigma = -1.0
+
+
+def _middle(ranked: list[float]) -> float:
+    return 0.5 * (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2])
 
 
 def _median_deviation(ranked: list[float], median: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuwatch.detectors.episode import Episode
+from gpuwatch.detectors.loss_level import LossLevel
 from gpuwatch.detectors.moment import Moment
 from gpuwatch.detectors.regime import Regime
 from gpuwatch.detectors.registry import RULES, thresholds
@@ -66,13 +67,17 @@ class Watch:
         self._rules = [(rule, Episode(rule)) for rule in rules if isinstance(rule, Rule)]
         self._moment_rules = [(rule, Episode(rule)) for rule in rules if isinstance(rule, MomentRule)]
         self._regime = Regime()
+        self._loss_level = LossLevel()
         self._previous_ns = 0
         self._faults: dict[str, int] = {}
 
     def observe(self, run: Run, step: Step, faults: dict[str, int]) -> list[Finding]:
         sample = Sample(step, run.tensors, run.counters.dropped, new_regime=self._regime.observe(step))
-        sample.rate_jump = self._regime.jump
-        sample.facts, sample.scalars, sample.events = run.facts, run.scalars, run.events
+        sample.rate_jump, sample.loss_level = self._regime.jump, self._loss_level
+        sample.facts, sample.events = run.facts, run.events
+        if run.logged_count != self._logged_count:
+            new = run.logged_count - self._logged_count
+            sample.logged, self._logged_count = list(run.logged)[-new:], self._logged_count + new
         sample.previous_ns, self._previous_ns = self._previous_ns, step.monotonic_ns
         changed = []
         for rule, episode in self._rules:

@@ -25,6 +25,7 @@ class Rise(NamedTuple):
     sigmas: float  # of the loss
     log_sigmas: float  # of its logarithm
     ratio: float  # over the median
+    start: float  # what an untrained model's loss was
     matters: bool  # more than 1 % of what the loss was at the start, and not within its last few percent (learned.py)
 
 
@@ -35,11 +36,6 @@ class LossLevel:
         self._learned = Learned()
         self._losses = Baseline(floor_ratio=_FLOOR_RATIO)
         self._logs = Baseline(floor=_FLOOR_RATIO)
-
-    @property
-    def start(self) -> float:
-        """What an untrained model's loss was; 0.0 before the first."""
-        return self._learned.start
 
     def observe(self, sample: Sample) -> Rise | None:
         """The step's place against the steps before it; None when there is nothing to compare."""
@@ -53,8 +49,9 @@ class LossLevel:
         log = math.log(loss)
         if self._losses.ready:
             median = self._losses.median
-            matters = loss - median > _MATTERS_RATIO * self.start and not self._learned.has_nearly_all(loss)
-            rise = Rise(loss, median, self._losses.score(loss), self._logs.score(log), loss / median, matters)
+            start = self._learned.start
+            matters = loss - median > _MATTERS_RATIO * start and not self._learned.has_nearly_all(loss)
+            rise = Rise(loss, median, self._losses.score(loss), self._logs.score(log), loss / median, start, matters)
         self._losses.add(loss)
         self._logs.add(log)
         return rise

@@ -6,12 +6,15 @@ import math
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuwatch.state import layers
 from gpuwatch.state.names import NameTable
 from gpuwatch.state.records import Event, Scalar
 from gpuwatch.state.steps import Step
+
+if TYPE_CHECKING:
+    from gpuwatch.detectors.loss_level import LossLevel, Rise
 
 #: A jump of the learning rate is named as a cause for this many steps.
 CAUSE_STEPS = 50
@@ -25,6 +28,8 @@ class Sample:
         self.step = step
         self.number = step.step
         self.values = step.values
+        #: The optimizer did change the weights: the loss scaler did not skip this step.
+        self.applied = not step.values.get("skipped", 0.0) > 0.0
         self.names = names
         self.dropped = dropped  # records lost since the run began, by reason
         self.rate_jump: tuple[int, float, float] | None = None  # the last: step, learning rate before, and after
@@ -33,11 +38,12 @@ class Sample:
         self.scalars: Mapping[str, Scalar] = NOTHING  # the last of each tag that the job logged, as of now
         self.events: Sequence[Event] = ()  # the run's last ones, in order; perhaps later ones than this step too
         self.previous_ns = 0  # CLOCK_MONOTONIC of the step before
+        self.loss_level: LossLevel | None = None  # of the run: it follows each step of which a rule asks for `rise`
 
     @cached_property
-    def applied(self) -> bool:
-        """The optimizer did change the weights: the loss scaler did not skip this step."""
-        return not self.values.get("skipped", 0.0) > 0.0
+    def rise(self) -> Rise | None:
+        """The loss beside its recent level; None when there is nothing to compare. Taken once, for all rules that ask."""
+        return self.loss_level.observe(self) if self.loss_level is not None else None
 
     @property
     def cause(self) -> str:

@@ -43,7 +43,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from gpuwatch.detectors.loss_level import LossLevel, Rise
+from gpuwatch.detectors.loss_level import Rise
 from gpuwatch.detectors.rule import Positive, Quiet, Rule, Steps, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
 
@@ -74,7 +74,6 @@ class LossDiverging(Rule[Limits]):
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
-        self._level = LossLevel()
         self._high: deque[bool] = deque(maxlen=5)
         self._lost: deque[bool] = deque(maxlen=_LOST_WITHIN)
         self._losses: deque[float] = deque(maxlen=_RECENT + _GAP + _BEFORE)
@@ -86,24 +85,24 @@ class LossDiverging(Rule[Limits]):
         if sample.new_regime:
             self._losses.clear()
             self._drifting = 0
-        rise = self._level.observe(sample)
+        rise = sample.rise
         if rise is None:
             return Quiet.UNMEASURED
         self._losses.append(rise.loss)
         self._judged += 1
         if self._judged % _DRIFT_EVERY == 0:
-            self._measure_drift()
+            self._measure_drift(rise.start)
         limits = self.thresholds
         far = rise.sigmas > limits.sigmas and rise.log_sigmas > limits.log_sigmas
         self._high.append(far and rise.matters and rise.ratio > limits.ratio)
-        self._lost.append(rise.median < 0.5 * self._level.start < 0.5 * rise.loss)
+        self._lost.append(rise.median < 0.5 * rise.start < 0.5 * rise.loss)
         shifted = sum(self._high) >= limits.shift_steps
         lost = sum(self._lost) >= _LOST_STEPS
         if not shifted and not lost and self._drifting < _DRIFT_STEPS:
             return Quiet.FINE
         return self._verdict(sample, rise, shifted=shifted, lost=lost)
 
-    def _measure_drift(self) -> None:
+    def _measure_drift(self, start: float) -> None:
         losses = self._losses
         if len(losses) < _RECENT + _GAP + _BEFORE:
             return
@@ -113,13 +112,13 @@ class LossDiverging(Rule[Limits]):
         now = median(islice(losses, _BEFORE + _GAP, None))
         self._drift = now / level
         rising = now > level * (1.0 + self.thresholds.drift_ratio) and now > level + 2.0 * spread
-        matters = now - level > 0.01 * self._level.start
+        matters = now - level > 0.01 * start
         self._drifting = self._drifting + _DRIFT_EVERY if rising and matters else 0
 
     def _verdict(self, sample: Sample, rise: Rise, *, shifted: bool, lost: bool) -> Verdict:
         recent = median(islice(self._losses, max(0, len(self._losses) - _RECENT), None))
         at_once = shifted or lost
-        lost = lost or recent > self._level.start
+        lost = lost or recent > rise.start
         value = rise.ratio if at_once else self._drift
         threshold = self.thresholds.ratio if at_once else 1.0 + self.thresholds.drift_ratio
         beyond = ", above where the run began" if lost else ""

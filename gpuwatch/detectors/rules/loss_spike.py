@@ -35,7 +35,6 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from gpuwatch.detectors.loss_level import LossLevel
 from gpuwatch.detectors.rule import Positive, Quiet, Rule, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
 
@@ -60,11 +59,10 @@ class LossSpike(Rule[Limits]):
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
-        self._level = LossLevel()
         self._known_sigmas = 0.0  # of log(loss): the largest excursion that was no spike
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
-        rise = self._level.observe(sample)
+        rise = sample.rise
         if rise is None:
             return Quiet.UNMEASURED
         limits = self.thresholds
