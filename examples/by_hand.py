@@ -4,10 +4,12 @@
     python examples/by_hand.py
     tensorboard --logdir runs
 
-Without a daemon it trains all the same, and says in one line that nobody records.
+Without a daemon it trains all the same, and says in one line that nobody records. It needs torch and scikit-learn; with
+matplotlib it also logs a figure.
 """
 
-import matplotlib as mpl
+import importlib.util
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -15,9 +17,7 @@ from torch.nn import functional
 
 import gpuwatch
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 EPOCHS = 5
 BATCH = 64
 
@@ -35,19 +35,29 @@ class DigitsNet(nn.Module):
         return self.head(self.dropout(functional.relu(self.conv(images)).flatten(1)))
 
 
-def confusion(model, images, labels):
-    """A matplotlib figure of the confusion matrix over `images` float32[N, 1, 8, 8], `labels` int64[N]; and the accuracy."""
+def predictions(model, images):
+    """The likeliest digit int64[N] of each of `images` float32[N, 1, 8, 8]."""
     model.eval()
     with torch.no_grad():
         predicted = model(images).argmax(1)
     model.train()
+    return predicted
+
+
+def confusion(predicted, labels):
+    """A matplotlib figure: how often each digit of `labels` int64[N] was taken for which one, `predicted` int64[N]."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     matrix = torch.zeros(10, 10, dtype=torch.int64)
     for truth, guess in zip(labels.tolist(), predicted.tolist(), strict=True):
         matrix[truth, guess] += 1
     figure, axes = plt.subplots(figsize=(4, 4))
     axes.imshow(matrix, cmap="viridis")
     axes.set(xlabel="predicted", ylabel="true", xticks=range(10), yticks=range(10))
-    return figure, (predicted == labels).float().mean().item()
+    return figure
 
 
 def main():
@@ -69,9 +79,11 @@ def main():
                 loss = functional.cross_entropy(model(train_images[batch]), train_labels[batch])
                 loss.backward()
                 optimizer.step()
-            figure, accuracy = confusion(model, held_images, held_labels)
+            predicted = predictions(model, held_images)
+            accuracy = (predicted == held_labels).float().mean().item()
             gpuwatch.log("Accuracy/val", accuracy, epoch)
-            gpuwatch.log_figure("confusion", figure, epoch)
+            if HAS_MATPLOTLIB:
+                gpuwatch.log_figure("confusion", confusion(predicted, held_labels), epoch)
             gpuwatch.log_histogram("head.weight", model.head.weight, epoch)
             print(f"epoch {epoch}  loss {loss.item():.3f}  validation {accuracy:.1%}")
         gpuwatch.log_text("notes", f"Reached **{accuracy:.1%}** on {len(held_images)} held-out digits.", EPOCHS)
