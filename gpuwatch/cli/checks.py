@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from gpuwatch import paths
 from gpuwatch.cli.injection import ask, injected_environment
 from gpuwatch.cli.private_daemon import DEFAULT_PORT, port_is_free
+from gpuwatch.cli.sampler import Sampling
+from gpuwatch.cli.sampler import ask as ask_sampling
+from gpuwatch.cli.sampler import sockets as sampler_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,6 +139,25 @@ def driver(logdir: Path) -> Result:  # noqa: ARG001
     return Result("driver", "ok", f"NVIDIA {found['driver_version']}, {len(found['gpus'])} GPU ({names})")
 
 
+def gpu_sampling(logdir: Path) -> Result:  # noqa: ARG001
+    """Whether the daemons that run here sample, and what they hold."""
+    daemons = [ask_sampling(path) for path in sampler_sockets()]
+    if not daemons:
+        return Result("sampling", "ok", "no daemon samples GPUs now")
+    told = "; ".join(_how_it_samples(daemon) for daemon in daemons)
+    if any(daemon.state == "paused" for daemon in daemons):
+        return Result("sampling", "note", told, "gpuwatch resume")
+    if any(not daemon.done or daemon.state == "failing" for daemon in daemons):
+        return Result("sampling", "note", told, "See the check of the driver above, and the daemon's log.")
+    return Result("sampling", "ok", told)
+
+
+def _how_it_samples(daemon: Sampling) -> str:
+    if daemon.state == "sampling":
+        return f"the daemon at {daemon.socket} samples, by process {', '.join(map(str, daemon.processes))}"
+    return f"the daemon at {daemon.socket}: {daemon.message or daemon.state}"
+
+
 def _driver_fix() -> str:
     if not Path("/proc/driver/nvidia/version").exists():
         return "No NVIDIA kernel driver is loaded here. Training on the CPU is recorded all the same."
@@ -202,6 +224,7 @@ ALL: tuple[Callable[[Path], Result], ...] = (
     port,
     log_directory,
     driver,
+    gpu_sampling,
     ptrace,
     prometheus,
     tensorboard,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.running_daemon import RunningDaemon
 
-CHECKS = ["hooks", "torch", "memfd", "socket", "port", "logdir", "driver", "ptrace", "prometheus", "tensorboard"]
+CHECKS = ["hooks", "torch", "memfd", "socket", "port", "logdir", "driver", "sampling", "ptrace", "prometheus", "tensorboard"]
 
 
 def checked(result):
