@@ -8,8 +8,6 @@ Without a daemon it trains all the same, and says in one line that nobody record
 matplotlib it also logs a figure.
 """
 
-import importlib.util
-
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -17,7 +15,14 @@ from torch.nn import functional
 
 import gpuwatch
 
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+try:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+except ModuleNotFoundError:
+    plt = None
+
 EPOCHS = 5
 BATCH = 64
 
@@ -46,11 +51,6 @@ def predictions(model, images):
 
 def confusion(predicted, labels):
     """A matplotlib figure: how often each digit of `labels` int64[N] was taken for which one, `predicted` int64[N]."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     matrix = torch.zeros(10, 10, dtype=torch.int64)
     for truth, guess in zip(labels.tolist(), predicted.tolist(), strict=True):
         matrix[truth, guess] += 1
@@ -82,7 +82,7 @@ def main():
             predicted = predictions(model, held_images)
             accuracy = (predicted == held_labels).float().mean().item()
             gpuwatch.log("Accuracy/val", accuracy, epoch)
-            if HAS_MATPLOTLIB:
+            if plt is not None:
                 gpuwatch.log_figure("confusion", confusion(predicted, held_labels), epoch)
             gpuwatch.log_histogram("head.weight", model.head.weight, epoch)
             print(f"epoch {epoch}  loss {loss.item():.3f}  validation {accuracy:.1%}")
