@@ -168,7 +168,8 @@ def test_status_takes_the_live_run_before_the_newest(gpuwatch, recorder):
         ("runs/multi/rank1", "multi  finished, rank 1 of 2"),
     ],
 )
-def test_a_run_is_found_by_name_beginning_or_path(gpuwatch, recorder, name, shown):
+def test_a_run_is_found_by_name_beginning_or_path(gpuwatch, recorder, tmp_path, name, shown):
+    (tmp_path / "digi").mkdir()  # a folder of that name is no run
     recorder.run("digits-20261123")
     recorder.run("speech")
     for rank in range(2):
@@ -210,6 +211,13 @@ def test_the_log_directory_is_the_one_of_the_configuration(gpuwatch, recorder, t
     result = gpuwatch("status", env={**environ, "GPUWATCH_DAEMON_LOGDRI": "x"})
     assert result.returncode == 2
     assert "unknown key 'logdri'; did you mean 'logdir'?" in result.stderr
+
+
+def test_completion_says_nothing_about_a_configuration_that_is_wrong(gpuwatch, recorder, environ):
+    recorder.run("digits")
+    asked = {**environ, "_GPUWATCH_COMPLETE": "bash_complete", "COMP_WORDS": "gpuwatch status d", "COMP_CWORD": "2"}
+    result = gpuwatch(env={**asked, "GPUWATCH_HOOKS_EVERY": "0"})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_names_are_completed_in_the_shell(gpuwatch, recorder, environ):
