@@ -217,7 +217,7 @@ def test_completion_says_nothing_about_a_configuration_that_is_wrong(gpuwatch, r
     recorder.run("digits")
     asked = {**environ, "_GPUWATCH_COMPLETE": "bash_complete", "COMP_WORDS": "gpuwatch status d", "COMP_CWORD": "2"}
     result = gpuwatch(env={**asked, "GPUWATCH_HOOKS_EVERY": "0"})
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
 
 
 def test_names_are_completed_in_the_shell(gpuwatch, recorder, environ):
