@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 
 from gpuwatch.detectors.moment import Component, Device, Moment, Replica
 from gpuwatch.selfstats import SelfStats
@@ -14,6 +13,7 @@ from gpuwatch.state.store import State
 
 #: Points of a norm that are compared between ranks.
 COMPARED_POINTS = 64
+FIRST_POINTS = 8
 
 
 class Moments:
@@ -85,11 +85,12 @@ def _replica(run: Run) -> Replica:
         step_seconds=run.durations.sum_seconds,
         layout=hash(tuple(run.tensors.numels)),
         sharded=bool(run.facts.get("sharded", False)),
-        weight_norms=_last_points(run.windows["weight_norm"]),
-        grad_norms=_last_points(run.windows["grad_norm"]),
+        weight_norms=_points(run.windows["weight_norm"]),
+        grad_norms=_points(run.windows["grad_norm"]),
     )
 
 
-def _last_points(window: Window) -> dict[int, float]:
-    start = max(0, len(window) - COMPARED_POINTS)
-    return dict(islice(zip(window.steps(), window.values(), strict=True), start, None))
+def _points(window: Window) -> dict[int, float]:
+    """The first points of the window, which show that ranks began alike, and the last ones."""
+    points = list(zip(window.steps(), window.values(), strict=True))
+    return dict(points[:FIRST_POINTS] + points[-COMPARED_POINTS:])

@@ -69,12 +69,16 @@ class Watch:
         self._regime = Regime()
         self._loss_level = LossLevel()
         self._previous_ns = 0
+        self._logged_count = 0
         self._faults: dict[str, int] = {}
 
     def observe(self, run: Run, step: Step, faults: dict[str, int]) -> list[Finding]:
         sample = Sample(step, run.tensors, run.counters.dropped, new_regime=self._regime.observe(step))
         sample.rate_jump, sample.loss_level = self._regime.jump, self._loss_level
-        sample.facts, sample.scalars, sample.events = run.facts, run.scalars, run.events
+        sample.facts, sample.events = run.facts, run.events
+        if run.logged_count != self._logged_count:
+            new = run.logged_count - self._logged_count
+            sample.logged, self._logged_count = list(run.logged)[-new:], self._logged_count + new
         sample.previous_ns, self._previous_ns = self._previous_ns, step.monotonic_ns
         changed = []
         for rule, episode in self._rules:

@@ -35,7 +35,7 @@ class Sample:
         self.rate_jump: tuple[int, float, float] | None = None  # the last: step, learning rate before, and after
         self.new_regime = new_regime  # the optimizer was set up anew: what was normal before says nothing now
         self.facts: Mapping[str, str | int | float | bool] = NOTHING  # about the run, as of now rather than of this step
-        self.scalars: Mapping[str, Scalar] = NOTHING  # the last of each tag that the job logged, as of now
+        self.logged: Sequence[Scalar] = ()  # what the job logged and came in since the step before: seldom in step with it
         self.events: Sequence[Event] = ()  # the run's last ones, in order; perhaps later ones than this step too
         self.previous_ns = 0  # CLOCK_MONOTONIC of the step before
         self.loss_level: LossLevel | None = None  # of the run: it follows each step of which a rule asks for `rise`

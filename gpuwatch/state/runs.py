@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import msgspec
@@ -31,6 +32,7 @@ WINDOW_POINTS = 1024
 STALE_STEPS = 512
 STALE_NS = 30_000_000_000
 MAX_TAGS = 500
+MAX_LOGGED = 1000
 MAX_FACTS = 200
 MAX_EVENTS = 100
 
@@ -63,6 +65,8 @@ class Run:
         self._oldest_step = 0  # nothing in _measured_at is of a step before it
         self.learning_rates: list[tuple[float, float]] = []  # (learning rate, weight decay) as `groups` names them
         self.scalars: dict[str, Scalar] = {}
+        self.logged: deque[Scalar] = deque(maxlen=MAX_LOGGED)  # the last ones of all tags, in the order of arrival
+        self.logged_count = 0  # scalars that arrived
         self.tags_left_out = 0
         self.events: list[Event] = []  # the last MAX_EVENTS
         self.windows = {name: Window(WINDOW_POINTS) for name in (*WINDOWED, LEARNING_RATE)}
@@ -222,3 +226,5 @@ class Run:
             self.tags_left_out += 1
             scalar = msgspec.structs.replace(scalar, tag=wire.OTHER_NAME)
         self.scalars[scalar.tag] = scalar
+        self.logged.append(scalar)
+        self.logged_count += 1

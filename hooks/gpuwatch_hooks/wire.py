@@ -134,6 +134,7 @@ EVENT_CODES = (
     "gradients_kept",  # value 1: no longer cleared between steps, from `step` on; 0: cleared again; text: the tensor
     "validation_pass",  # value 1: in train mode, 0: in eval mode; after `step`
     "out_of_memory",  # text: the error's first line
+    "untrained_parameters",  # value: tensors of the model with gradients that no optimizer holds; text: the first one
 )
 MAX_EVENT_TEXT_BYTES = 512
 

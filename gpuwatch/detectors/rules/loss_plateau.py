@@ -8,7 +8,7 @@ by comparing with the losses of the first 20 steps. It is never more than info, 
 
 ## The test
 
-Over the last `window_steps` steps, or the last fiftieth of the run when that is longer, the losses are put together into 25
+Over the last `window_steps` steps, or the last half of the run when that is longer, the losses are put together into 25
 medians, and the Theil-Sen slope of these (the median of all pairwise slopes) is taken with its 95 % confidence interval. A
 plateau is a whole interval within `ratio` of the loss's level, per window. A loss too noisy for that is not judged. It is
 looked at once in 50 steps, restarts with each new regime of the optimizer, and needs a positive loss; it is off for GANs.
@@ -41,8 +41,8 @@ from gpuwatch.detectors.sample import Sample
 _BLOCKS = 25
 _LOOK_EVERY = 50
 _FIRST_LOSSES = 20
-_RUN_SHARE = 50
-#: Losses kept: a fiftieth of a run of two million steps.
+_RUN_SHARE = 2
+#: Losses kept: from 80,000 steps on the window grows no more.
 _KEPT = 40_000
 #: Half the width of the 95 % interval, in ranks of the sorted pairwise slopes: 1.96 times sigma of Kendall's S, over 2.
 _HALF_RANKS = 0.5 * 1.96 * math.sqrt(_BLOCKS * (_BLOCKS - 1) * (2 * _BLOCKS + 5) / 18)
@@ -50,7 +50,7 @@ _STUCK_RATIO = 0.95
 
 
 class Limits(Thresholds, frozen=True):
-    ratio: Annotated[Positive, Meta(description="change of the loss in a window, of its level")] = 0.01
+    ratio: Annotated[Positive, Meta(description="change of the loss in a window, of its level")] = 0.02
     window_steps: Annotated[Steps, Meta(description="steps that are looked at, at least")] = 500
 
 

@@ -8,11 +8,11 @@ outputs stored for a report, a hook or cache that grows, `retain_graph`. It ends
 ## The test
 
 Two series are followed: the bytes that torch's tensors take on the device, at the end of each step, and the resident memory
-of the process. Each is cut into blocks of at least `block_steps` steps (for the process also `block_seconds` seconds), and
-of each block the smallest value is kept, since a leak raises the floor and not only the peaks. It leaks when the floor has
-risen in each of the last 10 blocks, the last 3 rose no less than half as fast as the first 3 of them, and in all by more
-than `ratio` of where it was and 64 MiB. Device memory is a warning, the process's own memory info, a warning from a tenth
-of the host's memory on.
+of the process. Each is cut into blocks of at least `block_steps` steps, once of a second or more and once of 30 seconds or
+more, and of each block the smallest value is kept, since a leak raises the floor and not only the peaks. It leaks when the
+floor has risen in each of the last 6 blocks, the last 3 of these rises are together at least half as large as the first 3,
+and the whole is more than 64 MiB and more than `ratio` of where it was (blocks of 30 seconds) or 5 times that (blocks of a
+second). Device memory is a warning; the process's own memory is info, and a warning from a tenth of the host's memory on.
 
 ## What to do
 
@@ -37,37 +37,43 @@ from msgspec import Meta
 from gpuwatch.detectors.moment import Moment
 from gpuwatch.detectors.rule import MomentRule, Positive, Quiet, Steps, Thresholds, Verdict
 
-_BLOCKS = 10
+_BLOCKS = 6
+#: Seconds of a block, at least, and by how much more than the threshold the memory must grow then.
+_SCALES = ((1.0, 5.0), (30.0, 1.0))
 _LEAST_BYTES = 64 << 20
 _HOST_SHARE = 0.1
+_PROCESS = "The resident memory of the process"
+_DEVICE = "The device memory of torch's tensors"
 _MIB = 1 << 20
 
 
 class Limits(Thresholds, frozen=True):
-    ratio: Annotated[Positive, Meta(description="growth over ten blocks, of the first one")] = 0.05
+    ratio: Annotated[Positive, Meta(description="growth over six long blocks, of the first one")] = 0.05
     block_steps: Annotated[Steps, Meta(description="steps of a block, at least")] = 20
-    block_seconds: Annotated[Positive, Meta(description="seconds of a block, at least")] = 10.0
 
 
 class _Floor:
-    """The smallest value of each block of one series."""
+    """The smallest value of each block of one series; a block is `seconds` long, or longer."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float, factor: float) -> None:
+        self.factor = factor  # of the threshold: short blocks must show more
+        self.verdict: Verdict | Quiet = Quiet.UNMEASURED  # when the last block was completed
         self.blocks: deque[tuple[int, float]] = deque(maxlen=_BLOCKS + 1)  # first step, smallest value
-        self._began: tuple[int, int, float] | None = None  # steps, monotonic ns, smallest so far
+        self._seconds = seconds
+        self._began = (0, 0, 0, 0.0)  # step, steps counted, monotonic ns (0: not yet), smallest so far
 
-    def add(self, moment: Moment, value: float, limits: Limits) -> bool:
+    def add(self, moment: Moment, value: float, block_steps: int) -> bool:
         """Take in a value; True when a block has just been completed."""
-        if self._began is None:
-            self._began = (moment.steps, moment.monotonic_ns, value)
+        step, steps, since_ns, smallest = self._began
+        if since_ns == 0:
+            self._began = (moment.step, moment.steps, moment.monotonic_ns, value)
             return False
-        steps, since_ns, smallest = self._began
-        self._began = (steps, since_ns, min(smallest, value))
-        seconds = (moment.monotonic_ns - since_ns) / 1e9
-        if moment.steps - steps < limits.block_steps or seconds < limits.block_seconds:
+        smallest = min(smallest, value)
+        self._began = (step, steps, since_ns, smallest)
+        if moment.steps - steps < block_steps or (moment.monotonic_ns - since_ns) / 1e9 < self._seconds:
             return False
-        self.blocks.append((moment.step - (moment.steps - steps), min(smallest, value)))
-        self._began = None
+        self.blocks.append((step, smallest))
+        self._began = (moment.step, moment.steps, moment.monotonic_ns, value)
         return True
 
     def growth(self) -> float:
@@ -84,38 +90,45 @@ class _Floor:
 class MemoryLeak(MomentRule[Limits]):
     name = "memory_leak"
     severity = "warning"
-    statistic = "growth of the memory's floor over ten blocks, of the first one (ratio)"
+    statistic = "growth of the memory's floor over six blocks, of the first one (ratio)"
     action = "Keep numbers instead of tensors (loss.item()); look for lists and caches that outlive a step."
     thresholds_type = Limits
     quiet_steps = 3  # blocks
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
-        self._device = _Floor()
-        self._process = _Floor()
+        self._device = [_Floor(*scale) for scale in _SCALES]
+        self._process = [_Floor(*scale) for scale in _SCALES]
 
     def judge(self, moment: Moment) -> Verdict | Quiet:
         if moment.status != "live":
             return Quiet.UNMEASURED
-        allocated = moment.value("torch_allocated_bytes")
-        if allocated is not None and self._device.add(moment, allocated, self.thresholds):
-            return self._judge(moment, self._device, "The device memory of torch's tensors", "warning")
-        resident = moment.process.resident_bytes if moment.process is not None else None
-        if resident is not None and self._process.add(moment, float(resident), self.thresholds):
-            size = moment.host.memory_size_bytes if moment.host is not None else 0
-            severity = "warning" if size and self._process.growth() > _HOST_SHARE * size else "info"
-            return self._judge(moment, self._process, "The resident memory of the process", severity)
-        return Quiet.UNMEASURED
+        resident = float(moment.process.resident_bytes) if moment.process is not None else None
+        looked = False
+        for name, floors, value in (
+            (_PROCESS, self._process, resident),
+            (_DEVICE, self._device, moment.value("torch_allocated_bytes")),
+        ):
+            for floor in floors:
+                if value is not None and floor.add(moment, value, self.thresholds.block_steps):
+                    looked = True
+                    floor.verdict = self._judge(moment, floor, name)
+        if not looked:
+            return Quiet.UNMEASURED
+        found = [floor.verdict for floor in (*self._device, *self._process) if isinstance(floor.verdict, Verdict)]
+        return found[0] if found else Quiet.FINE
 
-    def _judge(self, moment: Moment, floor: _Floor, what: str, severity: str) -> Verdict | Quiet:
+    def _judge(self, moment: Moment, floor: _Floor, what: str) -> Verdict | Quiet:
         growth = floor.growth()
         first_step, start = floor.blocks[0]
-        if growth <= _LEAST_BYTES or growth <= self.thresholds.ratio * start:
+        threshold = floor.factor * self.thresholds.ratio
+        if growth <= _LEAST_BYTES or growth <= threshold * start:
             return Quiet.FINE
+        size = moment.host.memory_size_bytes if moment.host is not None else 0
+        severity = "warning" if what is _DEVICE or (size and growth > _HOST_SHARE * size) else "info"
         steps = max(1, moment.step - first_step)
         summary = (
             f"{what} has grown by {growth / _MIB:.0f} MiB in {steps} steps up to {moment.step},"
             f" {growth / steps / 1024:.3g} KiB a step."
         )
-        ratio = growth / max(start, 1.0)
-        return Verdict(ratio, self.thresholds.ratio, summary, severity=severity, first_step=max(1, first_step))
+        return Verdict(growth / max(start, 1.0), threshold, summary, severity=severity, first_step=max(1, first_step))

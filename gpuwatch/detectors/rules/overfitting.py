@@ -41,6 +41,7 @@ from msgspec import Meta
 
 from gpuwatch.detectors.rule import Positive, Quiet, Rule, Steps, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
+from gpuwatch.state.records import Scalar
 
 _VALIDATION = re.compile(r"(?:^|[^a-z])(?:val|valid|validation|eval|evaluation|dev|test|holdout)(?:[^a-z]|$)", re.IGNORECASE)
 _LOSS = re.compile(r"loss|nll|perplexity|ppl|(?:^|[^a-z])(?:error|err|mse|rmse|mae|ce)(?:[^a-z]|$)", re.IGNORECASE)
@@ -48,6 +49,8 @@ _SCORE = re.compile(r"acc|(?:^|[^a-z])(?:f1|auc|auroc|score|map|bleu|dice|iou|mi
 _LAST = 3
 #: Training losses that are looked at for one evaluation, at most: the last ones before it.
 _TRAINING_STEPS = 200
+_KEPT_STEPS = 4096
+_MAX_TAGS = 500
 
 
 class Limits(Thresholds, frozen=True):
@@ -58,17 +61,17 @@ class Limits(Thresholds, frozen=True):
 class _Evaluations:
     """The values of one validation tag."""
 
-    def __init__(self, *, score: bool) -> None:
-        self.score = score
-        self.seen_ns = 0
+    def __init__(self, kind: str) -> None:
+        self.kind = kind  # "loss", "score", or "" for a tag that is neither
         self.count = 0
         self.best = 0.0
         self.best_step = 0
         self.best_training = 0.0
         self.last: deque[float] = deque(maxlen=_LAST)
+        self.previous_ns = 0
 
     def add(self, value: float, step: int, training: float) -> None:
-        loss = (1.0 - value if value <= 1.0 else 1.0 / value) if self.score else value
+        loss = value if self.kind == "loss" else 1.0 - value if value <= 1.0 else 1.0 / value
         self.count += 1
         self.last.append(loss)
         if self.count == 1 or loss < self.best:
@@ -85,52 +88,39 @@ class Overfitting(Rule[Limits]):
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
-        self._tags_seen = 0
         self._tags: dict[str, _Evaluations] = {}
-        self._losses: deque[float] = deque(maxlen=_TRAINING_STEPS)
-        self._since = 0  # losses since the last evaluation
+        self._losses: deque[tuple[int, int, float]] = deque(maxlen=_KEPT_STEPS)  # CLOCK_MONOTONIC ns, step, training loss
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
-        judgement: Verdict | Quiet = Quiet.UNMEASURED
-        if sample.scalars:
-            judgement = self._look(sample)
         loss = sample.value("loss")
         if loss is not None and sample.applied:
-            self._losses.append(loss)
-            self._since += 1
-        return judgement
-
-    def _look(self, sample: Sample) -> Verdict | Quiet:
-        if len(sample.scalars) != self._tags_seen:
-            self._tags_seen = len(sample.scalars)
-            self._learn(list(sample.scalars))
+            self._losses.append((sample.step.monotonic_ns, sample.number, loss))
         judgement: Verdict | Quiet = Quiet.UNMEASURED
-        for tag, evaluations in self._tags.items():
-            scalar = sample.scalars.get(tag)
-            if scalar is None or scalar.monotonic_ns == evaluations.seen_ns or not self._losses:
-                continue
-            evaluations.seen_ns = scalar.monotonic_ns
-            if not abs(scalar.value) < 1e30:
-                continue
-            recent = min(len(self._losses), max(self._since, 1))
-            training = median(islice(self._losses, len(self._losses) - recent, None))
-            evaluations.add(scalar.value, sample.number, training)
-            self._since = 0
-            found = self._verdict(sample, tag, evaluations, training)
-            if judgement is Quiet.UNMEASURED or isinstance(found, Verdict):
+        for scalar in sample.logged:
+            found = self._take(sample, scalar)
+            if isinstance(found, Verdict) or judgement is Quiet.UNMEASURED:
                 judgement = found
         return judgement
 
-    def _learn(self, tags: list[str]) -> None:
-        """Which tags are followed: validation losses, and scores where there is no such loss."""
-        named = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", tag) for tag in tags]
-        validations = [(tag, name) for tag, name in zip(tags, named, strict=True) if _VALIDATION.search(name)]
-        losses = [tag for tag, name in validations if _LOSS.search(name)]
-        scores = [tag for tag, name in validations if _SCORE.search(name) and not _LOSS.search(name)]
-        for tag in losses or scores:
-            self._tags.setdefault(tag, _Evaluations(score=tag not in losses))
-        if losses:
-            self._tags = {tag: known for tag, known in self._tags.items() if not known.score}
+    def _take(self, sample: Sample, scalar: Scalar) -> Verdict | Quiet:
+        seen = self._tags.get(scalar.tag)
+        if seen is None:
+            if len(self._tags) >= _MAX_TAGS:
+                return Quiet.UNMEASURED
+            seen = self._tags[scalar.tag] = _Evaluations(_kind(scalar.tag))
+        if not seen.kind or not abs(scalar.value) < 1e30:
+            return Quiet.UNMEASURED
+        if seen.kind == "score" and any(other.kind == "loss" for other in self._tags.values()):
+            return Quiet.UNMEASURED
+        # Scalars come by another way than steps, and later: the clock tells which losses belong before this one.
+        before = list(islice(((n, x) for ns, n, x in reversed(self._losses) if ns <= scalar.monotonic_ns), _TRAINING_STEPS))
+        since = sum(ns > seen.previous_ns for ns, _, _ in islice(reversed(self._losses), _TRAINING_STEPS)) or len(before)
+        seen.previous_ns = scalar.monotonic_ns
+        if not before:
+            return Quiet.UNMEASURED
+        training = median(x for _, x in before[:since])
+        seen.add(scalar.value, before[0][0], training)
+        return self._verdict(sample, scalar.tag, seen, training)
 
     def _verdict(self, sample: Sample, tag: str, seen: _Evaluations, training: float) -> Verdict | Quiet:
         limit = self.thresholds.ratio
@@ -140,9 +130,17 @@ class Overfitting(Rule[Limits]):
         if not worse or training >= (1.0 - limit) * seen.best_training:
             return Quiet.FINE
         ratio = seen.last[-1] / seen.best
+        score = seen.kind == "score"
         summary = (
-            f"{tag} is {'further from 1' if seen.score else 'higher'} by {ratio - 1.0:.0%} than at step"
+            f"{tag} is {'further from 1' if score else 'higher'} by {ratio - 1.0:.0%} than at step"
             f" {seen.best_step}, while the"
             f" training loss fell from {seen.best_training:.4g} to {training:.4g} (step {sample.number})."
         )
         return Verdict(ratio, 1.0 + limit, summary, first_step=max(1, seen.best_step))
+
+
+def _kind(tag: str) -> str:
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", tag)
+    if not _VALIDATION.search(name):
+        return ""
+    return "loss" if _LOSS.search(name) else "score" if _SCORE.search(name) else ""

@@ -9,9 +9,12 @@ that writes the old values back.
 
 ## The test
 
-Either is enough, in `looks` looks running.
+Any of these is enough, in `looks` looks running.
 
 * The loop computed a loss and called backward, and not one of the optimizer's trainable tensors had a gradient.
+* Some of the optimizer's trainable tensors have no gradient, while tensors of the same model have one and are in no optimizer
+  (looked for at steps 4, 8, 16 ...): the optimizer holds what was replaced.
+* The learning rate of every group has been 0 for `zero_rate_steps` applied steps; this one is a warning.
 * A weight matrix has not changed at all in an applied step with a learning rate above zero in every group, although its
   gradient, over its weights, is at least a hundredth of the median of all matrices. When no matrix changes, the gradient
   must also be at least a hundredth of what it was in the first 20 steps: a run that has converged stands still by right.
@@ -32,7 +35,6 @@ two looks. Steps of a closure that is called several times are not judged.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from statistics import median
 from typing import Annotated
@@ -42,6 +44,7 @@ from msgspec import Meta
 from gpuwatch.detectors.matrices import matrices
 from gpuwatch.detectors.rule import Quiet, Rule, Steps, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
+from gpuwatch.state.records import Event
 
 _COMPARABLE_RATIO = 0.01
 _FIRST_NORMS = 20
@@ -49,6 +52,7 @@ _FIRST_NORMS = 20
 
 class Limits(Thresholds, frozen=True):
     looks: Annotated[Steps, Meta(description="looks running")] = 5
+    zero_rate_steps: Annotated[Steps, Meta(description="steps running at a learning rate of 0")] = 20
 
 
 class ParametersNotUpdated(Rule[Limits]):
@@ -62,6 +66,9 @@ class ParametersNotUpdated(Rule[Limits]):
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._empty = 0  # steps running without any gradient
+        self._stray: Event | None = None  # the last news of tensors that are in no optimizer
+        self._stale = 0  # steps running with tensors that lack a gradient
+        self._zero_rate = 0  # applied steps running at a learning rate of 0
         self._still: dict[int, int] = {}  # matrix -> looks running
         self._first_norms: deque[float] = deque(maxlen=_FIRST_NORMS)
         self._table_version = -1
@@ -75,13 +82,14 @@ class ParametersNotUpdated(Rule[Limits]):
         if norm is None and "grad_norm" not in sample.values and (without or 0.0) > 0.0 and sample.value("micro_batches"):
             return self._judge_empty(sample, without or 0.0)
         self._empty = 0
-        if not sample.applied or sample.value("closure_calls") or not _rates_above_zero(sample):
-            return Quiet.UNMEASURED
-        updates, weights = sample.column("update", "norm"), sample.column("weight", "norm")
-        gradients = sample.gradient_norms if updates is not None else None
-        if updates is None or weights is None or gradients is None:
-            return Quiet.UNMEASURED
-        return self._judge_still(sample, updates, weights, gradients)
+        found = self._judge_stale(sample, without or 0.0)
+        if found is not None or not sample.applied or sample.value("closure_calls"):
+            return found or Quiet.UNMEASURED
+        rates = [rate for groups in sample.step.groups.values() for rate, _ in groups]
+        self._zero_rate = self._zero_rate + 1 if rates and not any(rates) else 0
+        if self._zero_rate >= self.thresholds.zero_rate_steps:
+            return self._zero_rate_verdict(sample)
+        return self._judge_still(sample) if rates and all(rate > 0.0 for rate in rates) else Quiet.UNMEASURED
 
     def _judge_empty(self, sample: Sample, without: float) -> Verdict | Quiet:
         self._empty += 1
@@ -94,9 +102,30 @@ class ParametersNotUpdated(Rule[Limits]):
         )
         return Verdict(self._empty, self.thresholds.looks, summary, first_step=max(1, sample.number - self._empty + 1))
 
-    def _judge_still(
-        self, sample: Sample, updates: array[float], weights: array[float], gradients: array[float]
-    ) -> Verdict | Quiet:
+    def _judge_stale(self, sample: Sample, without: float) -> Verdict | None:
+        self._stray = stray = next(iter(sample.news("untrained_parameters")[-1:]), self._stray)
+        self._stale = self._stale + 1 if without else 0
+        if stray is None or self._stale < self.thresholds.looks:
+            return None
+        summary = (
+            f"{stray.value:.0f} tensors of the model, {stray.text} first of all, get gradients and are in no optimizer, while"
+            f" {without:.0f} of the optimizer's tensors get none (step {sample.number}): it was made before they were replaced."
+        )
+        return Verdict(
+            self._stale, self.thresholds.looks, summary, stray.text, first_step=max(1, sample.number - self._stale + 1)
+        )
+
+    def _zero_rate_verdict(self, sample: Sample) -> Verdict:
+        count = self._zero_rate
+        summary = f"The learning rate of every group has been 0 for {count} steps up to step {sample.number}."
+        first_step = max(1, sample.number - count + 1)
+        return Verdict(count, self.thresholds.zero_rate_steps, summary, severity="warning", first_step=first_step)
+
+    def _judge_still(self, sample: Sample) -> Verdict | Quiet:
+        updates, weights = sample.column("update", "norm"), sample.column("weight", "norm")
+        gradients = sample.gradient_norms if updates is not None else None
+        if updates is None or weights is None or gradients is None:
+            return Quiet.UNMEASURED
         if sample.names.version != self._table_version:
             self._table_version, self._matrices, self._still = sample.names.version, matrices(sample.names), {}
         size = min(len(updates), len(weights), len(gradients))
@@ -126,8 +155,3 @@ class ParametersNotUpdated(Rule[Limits]):
         """The gradient is still of the size that it had at first."""
         norm = sample.value("grad_norm")
         return norm is not None and bool(self._first_norms) and norm >= _COMPARABLE_RATIO * median(self._first_norms)
-
-
-def _rates_above_zero(sample: Sample) -> bool:
-    rates = [rate for groups in sample.step.groups.values() for rate, _ in groups]
-    return bool(rates) and all(rate > 0.0 for rate in rates)

@@ -8,10 +8,11 @@ cache is full, growing logs or lists in the loop, a kernel that is recompiled fo
 ## The test
 
 The usual step time is the median of 200 steps after the first 50, and its robust deviation. Regressed is a median of the
-last 50 steps above `info_ratio` times the usual one and 4 deviations, for `steps` steps running that together took at least
-`seconds` seconds. From `warning_ratio` on it is a warning. Single slow steps (validation, checkpoints, the start of an
-epoch) do not move a median. A step that the loader delays is left to `data_starvation`: data wait is taken out of the step
-time. The usual time is learned anew when the optimizer is set up anew.
+last 50 steps above `info_ratio` times the usual one and 4 deviations, for `steps` steps running. From `warning_ratio` on,
+and when it has lasted `warning_seconds` seconds, it is a warning; before, and below, it is info. Single slow steps
+(validation, checkpoints, the start of an epoch) do not move a median. A step that the loader delays is left to
+`data_starvation`: data wait is taken out of the step time. The usual time is learned anew when the optimizer is set up
+anew.
 
 ## What to do
 
@@ -48,7 +49,7 @@ class Limits(Thresholds, frozen=True):
     info_ratio: Annotated[Positive, Meta(description="step time over the usual one that is worth a note")] = 1.5
     warning_ratio: Annotated[Positive, Meta(description="step time over the usual one that is a warning")] = 2.0
     steps: Annotated[Steps, Meta(description="steps running")] = 100
-    seconds: Annotated[Positive, Meta(description="time that these steps took, at least")] = 30.0
+    warning_seconds: Annotated[Positive, Meta(description="how long it has lasted when it is a warning")] = 60.0
 
 
 class StepTimeRegression(Rule[Limits]):
@@ -95,10 +96,10 @@ class StepTimeRegression(Rule[Limits]):
             return Quiet.FINE
         first_step, since_ns = self._slow_since = self._slow_since or (sample.number, sample.step.monotonic_ns)
         lasted_seconds = (sample.step.monotonic_ns - since_ns) / 1e9
-        if sample.number - first_step < limits.steps or lasted_seconds < limits.seconds:
+        if sample.number - first_step < limits.steps:
             return Quiet.FINE
         ratio = now / usual
-        severity = "warning" if ratio > limits.warning_ratio else "info"
+        severity = "warning" if ratio > limits.warning_ratio and lasted_seconds > limits.warning_seconds else "info"
         threshold = limits.warning_ratio if severity == "warning" else limits.info_ratio
         summary = f"A step takes {now:.3g} s without its data wait, {ratio:.2g} times what is usual, since step {first_step}."
         return Verdict(ratio, threshold, summary, severity=severity, first_step=first_step)

@@ -8,9 +8,9 @@ busy. Usual causes are a GPU with lower clocks, a busy CPU or disk, uneven batch
 ## The test
 
 A rank's own time is what it spends on data loading and the forward pass; backward ends in the all-reduce, where the fast wait
-for the slow. Over the last `steps` steps or more, and at least 10 s, its own time a step is compared with that of the fastest
+for the slow. Over the last `steps` steps or more, and at least 2 s, its own time a step is compared with that of the fastest
 rank of the run on this node. It straggles when it is more than `ratio` times as long and the difference is more than
-`step_ratio` of its step time, in 20 of the last 30 seconds. Ranks on other nodes are compared by Prometheus
+`step_ratio` of its step time, in 3 of the last 4 seconds. Ranks on other nodes are compared by Prometheus
 (`GpuwatchStragglerRank`).
 
 ## What to do
@@ -35,12 +35,12 @@ from msgspec import Meta
 from gpuwatch.detectors.moment import Moment, Replica
 from gpuwatch.detectors.rule import MomentRule, Positive, Quiet, Share, Steps, Thresholds, Verdict
 
-_SECONDS = 10.0
+_SECONDS = 2.0
 _LONGEST_SECONDS = 120.0
 
 
 class Limits(Thresholds, frozen=True):
-    ratio: Annotated[Positive, Meta(description="own time a step over that of the fastest rank")] = 1.33
+    ratio: Annotated[Positive, Meta(description="own time a step over that of the fastest rank")] = 1.5
     step_ratio: Annotated[Share, Meta(description="the difference over the step time")] = 0.15
     steps: Annotated[Steps, Meta(description="steps over which it is measured, at least")] = 50
 
@@ -51,9 +51,9 @@ class Straggler(MomentRule[Limits]):
     statistic = "own time a step over that of the fastest rank of the run (ratio)"
     action = "Compare its GPU's clocks, its CPU load and its batches with the other ranks'."
     thresholds_type = Limits
-    open_after = 20
-    open_within = 30
-    quiet_steps = 30
+    open_after = 3
+    open_within = 4
+    quiet_steps = 10
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)

@@ -7,9 +7,10 @@ BatchNorm normalises with, and learns from, the validation data, which leaks it 
 
 ## The test
 
-Inside `torch.no_grad()` or `inference_mode()` a DataLoader was asked for batches while the module that owns the optimizer's
-tensors was in train mode: two batches or more without a backward call between are a validation pass. It opens at the
-`passes`-th such pass, and closes after 2 passes in eval mode.
+Two things give a pass away. Inside `torch.no_grad()` or `inference_mode()` a DataLoader was asked for batches, two or more
+without a backward call between; then the mode is that of the module that owns the optimizer's tensors. Or the count of batches
+of its BatchNorm changed inside such a block, which happens in train mode only. It opens at the `passes`-th such pass in
+train mode, and closes after 2 passes in eval mode, or when for 3 times the usual distance there was no pass.
 
 ## What to do
 
@@ -18,8 +19,8 @@ Call `model.eval()` before validation and `model.train()` after it; switching gr
 ## When it is wrong
 
 `torch.optim.swa_utils.update_bn` and other recalibrations of BatchNorm run in train mode on purpose, as does Monte Carlo
-dropout: a single pass is never told. A loop that enters `no_grad` anew for each batch, or that does not use a DataLoader, is
-not seen.
+dropout: a single pass is never told. A model without BatchNorm that is validated without a DataLoader, or with a `no_grad`
+for each batch, is not seen.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from msgspec import Meta
 
 from gpuwatch.detectors.rule import Quiet, Rule, Steps, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
+
+_DISTANCES = 3
 
 
 class Limits(Thresholds, frozen=True):
@@ -48,12 +51,18 @@ class TrainModeValidation(Rule[Limits]):
         super().__init__(thresholds)
         self._count = 0
         self._first_step = 0
+        self._last_step = 0  # of the last pass
+        self._every = 0  # steps between the last two passes
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
         passes = sample.news("validation_pass")
         if not passes:
-            return Quiet.UNMEASURED
+            gone = self._every and sample.number - self._last_step > _DISTANCES * self._every
+            return Quiet.FINE if gone else Quiet.UNMEASURED
         for event in passes:
+            if self._last_step:
+                self._every = max(1, event.step - self._last_step)
+            self._last_step = event.step
             if event.value > 0.0:  # 1: in train mode
                 self._count += 1
                 self._first_step = self._first_step or max(1, event.step)

@@ -19,6 +19,7 @@ from .memory import MemoryProbe
 from .modes import ModesProbe
 from .phases import PhasesProbe
 from .scalars import ScalarsProbe
+from .strays import StraysProbe
 from .updates import UpdatesProbe
 from .validation import ValidationProbe
 from .weights import WeightsProbe
@@ -31,6 +32,7 @@ ORDER = (
     LossProbe,
     ClearingProbe,
     ValidationProbe,
+    StraysProbe,
     GroupsProbe,
     ModesProbe,
     MemoryProbe,

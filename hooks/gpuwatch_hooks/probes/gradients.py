@@ -5,21 +5,18 @@ micro-batches, unscaled by GradScaler. What is read is the gradient before clipp
 has them measured first (clipping.py calls `measure`); the norm after clipping is measured or derived here.
 """
 
-import time
-
 from ..reading import Reading
-
-_now = time.perf_counter_ns
 
 
 class Gradients:
     """The gradients of one part: their reading, and what tells whether they have been changed since."""
 
-    __slots__ = ("after", "backwards", "clip", "reading", "turn", "versions")
+    __slots__ = ("after", "backwards", "clip", "detailed", "reading", "turn", "versions")
 
-    def __init__(self, backwards, turn):
+    def __init__(self, backwards, turn, selection):
         self.turn = turn  # steps that the optimizer had taken before
-        self.reading = Reading()
+        self.detailed = False  # whether every column was due at this step
+        self.reading = Reading(selection)
         self.backwards = backwards
         self.versions = None  # when a clip function had them measured: as they were then
         self.clip = None
@@ -59,35 +56,29 @@ class GradientsProbe:
 
     def begin(self, entry):
         """Gradients of an entry of which nothing is measured yet."""
-        return Gradients(self._recorder.backwards, entry.steps)
+        return Gradients(self._recorder.backwards, entry.steps, self._recorder.selection)
 
     def measure(self, part):
         """Read the gradients of the part's optimizer as they are now, in true units."""
         recorder, entry = self._recorder, part.entry
         scaling = recorder.by_name["loss_scale"]
         measured = part.gradients = self.begin(entry)
-        places, tensors, without = [], [], 0
-        for place, parameter in enumerate(entry.parameters):
-            gradient = parameter.grad
-            if gradient is not None:
-                places.append(place)
-                tensors.append(gradient)
-            elif parameter.requires_grad:  # a frozen tensor lacks nothing
-                without += 1
-        part.set("tensors_without_gradient", float(without))
+        places, tensors = present(entry)
+        part.set("tensors_without_gradient", float(len(entry.parameters) - len(tensors)))
         if not tensors:
             return
-        scale = scaling.to_true_units(entry)
-        reading = measured.reading
-        reading.measure(part, places, tensors, scale)
-        began = _now()
-        if recorder.due("layers", entry):
-            reading.detail(part, places, tensors, scale, scaling.flush_threshold(entry))
-            recorder.governor.spent("layers", _now() - began)
-        began = _now()
-        if recorder.session.settings.histograms and recorder.due("histograms", entry):
-            reading.distribute(part, places, tensors, scale)
-            recorder.governor.spent("histograms", _now() - began)
+        reading, settings = measured.reading, recorder.session.settings
+        rows = measured.detailed = recorder.due("layers", entry)
+        reading.take(
+            part,
+            places,
+            tensors,
+            scaling.to_true_units(entry),
+            scaling.flush_threshold(entry),
+            rows=rows,
+            histograms=settings.histograms and recorder.due("histograms", entry),
+            spent=recorder.governor.spent,
+        )
         if reading.unreadable:
             self._say(entry, reading.unreadable)
         if reading.sharded and not self._told_sharded:
@@ -102,16 +93,15 @@ class GradientsProbe:
         clip = measured.clip
         if clip is not None and clip.versions == versions(entry):
             return  # clipping.py knows the coefficient: nothing needs to be read again
-        pairs = [(place, p.grad) for place, p in enumerate(entry.parameters) if p.grad is not None]
-        if pairs:
-            measured.after = Reading()
-            scale = self._recorder.by_name["loss_scale"].to_true_units(entry)
-            measured.after.measure(part, *zip(*pairs), scale=scale)
+        places, tensors = present(entry)
+        if tensors:
+            measured.after = Reading(self._recorder.selection)
+            measured.after.take(part, places, tensors, self._recorder.by_name["loss_scale"].to_true_units(entry))
 
     def _finish(self, part):
         measured = part.gradients
         reading = measured.reading
-        if not reading.entries:
+        if not reading:
             return  # there was no gradient, which is not a gradient of zero
         norm = reading.norm()
         part.set("grad_norm", norm)
@@ -127,7 +117,7 @@ class GradientsProbe:
             if shares[2] is not None:
                 part.set("grad_underflow_ratio", shares[2])
         every = self._recorder.session.settings.every
-        if reading.blocks or measured.turn % self._recorder.governor.norms_interval(every) == 0:
+        if measured.detailed or measured.turn % self._recorder.governor.norms_interval(every) == 0:
             part.add_rows("gradient", *reading.cells(part.tensors))
         if reading.histograms:
             part.add_histograms("gradient", reading.buckets(part.tensors))
@@ -139,6 +129,15 @@ class GradientsProbe:
             if name not in self._said:
                 self._said.add(name)
                 self._recorder.session.event("notice", self._recorder.iteration, 0.0, "%s is not measured: %s" % (name, reason))
+
+
+def present(entry):
+    """(places, gradients) of the entry's tensors that have one."""
+    gradients = [parameter.grad for parameter in entry.parameters]
+    tensors = [gradient for gradient in gradients if gradient is not None]
+    if len(tensors) == len(gradients):
+        return range(len(gradients)), tensors
+    return [place for place, gradient in enumerate(gradients) if gradient is not None], tensors
 
 
 def versions(entry):

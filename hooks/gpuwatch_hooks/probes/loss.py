@@ -92,7 +92,8 @@ class LossProbe:
         if len(self._window) >= MAX_BACKWARDS:
             del self._window[: MAX_BACKWARDS // 2]
         roots = args[0] if args else kwargs.get("tensors")
-        self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ())))
+        scaled = recorder.by_name["loss_scale"].marked
+        self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ()), scaled))
         for name in ("modes", "clearing", "validation"):
             recorder.session.guard.run(name, recorder.by_name[name].at_backward)
         done = _now()
@@ -110,19 +111,19 @@ class LossProbe:
             self._recorder.backward_ended(began)
 
 
-def _loss_of(roots):
-    """(value, divisor, scaler) of the scalar roots of one backward call; several are added."""
+def _loss_of(roots, scaled):
+    """(value, divisor, scaler) of the scalar roots of one backward call; several are added. `scaled`: some loss has been."""
     value, divisor, scaler = None, 1.0, None
     for root in roots:
         if not hasattr(root, "numel") or root.numel() != 1 or not root.is_floating_point():
             continue
-        one, divisor, scaler = _value(root)
+        one, divisor, scaler = _value(root, scaled)
         value = one if value is None else value + one
     return value, divisor, scaler
 
 
-def _value(root):
-    divisor, scaler = _ancestry(root.grad_fn)
+def _value(root, scaled):
+    divisor, scaler = _ancestry(root.grad_fn, scaled)
     scale = scaler._scale if scaler is not None else None
     detached = root.detach()
     if detached.device.type == "cpu":
@@ -134,8 +135,11 @@ def _value(root):
     return (value / scale if scale is not None else value), divisor, scaler
 
 
-def _ancestry(node):
-    """(divisor, scaler) that the root's graph tells of: constants it was divided by, and the scaler whose `scale` made it."""
+def _ancestry(node, scaled):
+    """(divisor, scaler) that the root's graph tells of: constants it was divided by, and the scaler whose `scale` made it.
+
+    Where nothing was ever `scaled`, the search ends with the constants: 2 us instead of 17.
+    """
     divisor, scaler, on_path = 1.0, None, True
     queue, seen = [node], 0
     while queue and seen < _SEARCHED_NODES:
@@ -143,7 +147,7 @@ def _ancestry(node):
         seen += 1
         if node is None:
             continue
-        reference = node.metadata.get(MARK)
+        reference = node.metadata.get(MARK) if scaled else None
         if reference is not None:
             scaler = reference() or scaler
         following = [child for child, _ in node.next_functions if child is not None]
@@ -155,7 +159,7 @@ def _ancestry(node):
                 elif node.name() not in _PASS_THROUGH:
                     on_path = False
             on_path = on_path and len(following) == 1
-        if scaler is not None and not on_path:
+        if not on_path and (scaler is not None or not scaled):
             break
         queue.extend(following)
     return divisor, scaler

@@ -24,6 +24,7 @@ class LossScaleProbe:
         self._recorder = recorder
         self._last = weakref.WeakKeyDictionary()  # scaler -> its scale when it was last read
         self._told = weakref.WeakSet()  # scalers whose scale the user has set since
+        self.marked = False  # whether any loss was ever scaled
         self._stepping = None  # (optimizer, scaler) while scaler.step runs
         scaler_class = _scaler_class()
         if scaler_class is None:
@@ -109,6 +110,7 @@ class LossScaleProbe:
         """Remember on the graph itself that this loss is scaled: on its node, so that nothing is kept alive."""
         if not scaler._enabled:
             return
+        self.marked = True
         for tensor in (scaled,) if hasattr(scaled, "grad_fn") else tuple(scaled):
             if getattr(tensor, "grad_fn", None) is not None:
                 tensor.grad_fn.metadata[MARK] = weakref.ref(scaler)

@@ -59,11 +59,11 @@ class UpdatesProbe:
         began = _now()
         import torch
 
-        weights, updates = Reading(), Reading()
-        weights.measure(part, copy.places, copy.tensors)
+        weights, updates = Reading(self._recorder.selection), Reading(self._recorder.selection)
+        weights.take(part, copy.places, copy.tensors)
         with torch.no_grad():
             changes = [now - before for now, before in zip(copy.views, copy.tensors)]
-        updates.measure(part, copy.places, changes)
+        updates.take(part, copy.places, changes)
         factors = dict(zip(copy.places, copy.factors))
         part.at_end(lambda done: _finish(done, weights, updates, factors))
         self._recorder.governor.spent("update_ratio", _now() - began)
@@ -71,7 +71,7 @@ class UpdatesProbe:
 
 def _finish(part, weights, updates, factors):
     for reading in (weights, updates):
-        reading.norms = {place: norm * factors[place] for place, norm in reading.norms.items()}
+        reading.weigh(factors)
     before = weights.norm()
     if before > 0.0:
         part.set("update_ratio", updates.norm() / before)

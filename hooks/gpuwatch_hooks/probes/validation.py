@@ -1,10 +1,13 @@
 """Validation passes, and whether the model was in train() during them.
 
-A DataLoader that is asked for batches with gradients switched off feeds a validation. What was asked for between two backward
-calls is one pass.
+Two things give a pass away without touching the model. A DataLoader that is asked for batches with gradients switched off
+feeds a validation; and a BatchNorm whose count of batches has changed inside a `no_grad` or `inference_mode` block was in train
+mode there. What happened between two backward calls is one pass. A block of which there is one at every step (a generator's
+samples for its discriminator, a teacher) belongs to training.
 """
 
 import sys
+import weakref
 
 #: Passes of the same kind in a row that are told; a loop that validates after each step would otherwise fill the ring.
 TOLD_IN_A_ROW = 4
@@ -19,7 +22,19 @@ class ValidationProbe:
         self._recorder = recorder
         self._fetched = 0
         self._in_train_mode = False
+        self._learned = False  # a BatchNorm has, in a block without gradients
+        self._learned_last = False  # also before the backward call before
+        self._depth = 0
+        self._norms = {}  # entry index -> (version of the tables, weak reference to a BatchNorm's count of batches, or None)
+        self._before = []
         self._last, self._in_a_row = None, 0
+        import torch
+
+        guard, ledger = recorder.session.guard, recorder.session.ledger
+        entered, left = guard.wrap(self.name, self._entered), guard.wrap(self.name, self._left)
+        for block in (torch.no_grad, torch.inference_mode):
+            ledger.wrap(block, "__enter__", lambda original: _entering(original, entered))
+            ledger.wrap(block, "__exit__", lambda original: _leaving(original, left))
 
     def at_fetch(self):
         """A loader is about to be asked for a batch."""
@@ -29,13 +44,62 @@ class ValidationProbe:
 
     def at_backward(self):
         """Training goes on."""
-        if not self._fetched:
-            return
         fetched, self._fetched = self._fetched, 0
-        if fetched < 2:  # a pass of one batch asks twice: the second time to hear that there are no more
+        learned, self._learned = self._learned, False
+        again, self._learned_last = learned and self._learned_last, learned
+        if fetched < 2 and (not learned or again):  # a pass of one batch asks twice: the second time to hear that it was all
             return
-        self._in_a_row = self._in_a_row + 1 if self._last == self._in_train_mode else 1
-        self._last = self._in_train_mode
+        in_train_mode = learned or self._in_train_mode
+        self._in_a_row = self._in_a_row + 1 if self._last == in_train_mode else 1
+        self._last = in_train_mode
         if self._in_a_row <= TOLD_IN_A_ROW:
-            text = "%d batches" % fetched
-            self._recorder.session.event("validation_pass", self._recorder.iteration, float(self._last), text)
+            self._recorder.session.event("validation_pass", self._recorder.iteration, float(in_train_mode), "")
+
+    def _entered(self):
+        recorder = self._recorder
+        if not recorder.session.armed or not recorder.on_training_thread():
+            return
+        self._depth += 1
+        if self._depth == 1:
+            counts = [self._count_of(entry) for entry in recorder.roster]
+            self._before = [(count, count._version) for count in counts if count is not None]
+
+    def _left(self):
+        if not self._depth or not self._recorder.on_training_thread():
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            self._learned = self._learned or any(count._version != version for count, version in self._before)
+            self._before = []
+
+    def _count_of(self, entry):
+        version, reference = self._norms.get(entry.index, (None, None))
+        if version != entry.table_version:
+            reference = next((weakref.ref(count) for root in entry.roots for count in _counts(root())), None)
+            self._norms[entry.index] = (entry.table_version, reference)
+        return reference() if reference is not None else None
+
+
+def _counts(module):
+    # The running mean itself will not do: the kernel writes it without a new version.
+    for inner in module.modules() if module is not None else ():
+        count = getattr(inner, "num_batches_tracked", None)
+        if count is not None:
+            yield count
+
+
+def _entering(original, entered):
+    def entering(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        entered()
+        return result
+
+    return entering
+
+
+def _leaving(original, left):
+    def leaving(self, *args, **kwargs):
+        left()
+        return original(self, *args, **kwargs)
+
+    return leaving

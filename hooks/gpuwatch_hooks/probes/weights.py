@@ -17,17 +17,29 @@ class WeightsProbe:
 
     def before(self, part):
         recorder, entry = self._recorder, part.entry
-        places = range(len(entry.parameters))
-        reading = Reading()
-        began = _now()
-        if recorder.due("update_ratio", entry):
-            reading.measure(part, places, entry.parameters)
-            recorder.governor.spent("update_ratio", _now() - began)
+        norms = recorder.due("update_ratio", entry)
+        histograms = recorder.session.settings.histograms and recorder.due("histograms", entry)
+        if not norms and not histograms:
+            return
+        places, reading = range(len(entry.parameters)), Reading(recorder.selection)
+        spent = recorder.governor.spent
+        if norms:
+            began = _now()
+            apart = []  # what the histograms took
+            reading.take(
+                part,
+                places,
+                entry.parameters,
+                histograms=histograms,
+                spent=lambda family, ns: (apart.append(ns), spent(family, ns)),
+            )
+            spent("update_ratio", _now() - began - sum(apart))
             part.at_end(lambda done: _finish(done, reading))
-        began = _now()
-        if recorder.session.settings.histograms and recorder.due("histograms", entry):
+        else:
+            began = _now()
             reading.distribute(part, places, entry.parameters)
-            recorder.governor.spent("histograms", _now() - began)
+            spent("histograms", _now() - began)
+        if histograms:
             part.at_end(lambda done: _distribute(done, reading))
 
 
@@ -37,7 +49,7 @@ def _distribute(part, reading):
 
 
 def _finish(part, reading):
-    if not reading.entries:
+    if not reading:
         return
     part.set("weight_norm", reading.norm())
     part.add_rows("weight", *reading.cells(part.tensors))

@@ -41,3 +41,36 @@ def test_training_batches_are_no_validation():
 
 def test_the_same_again_is_not_told_for_ever():
     assert len(run(12, "train")) == 4
+
+
+def by_hand(mode, norm, *, every=4, steps=16):
+    """A validation without a DataLoader; BatchNorm's own statistics give the train mode away."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), norm(4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with recording() as session:
+        for step in range(1, steps + 1):
+            model.train()
+            optimizer.zero_grad()
+            model(torch.randn(4, 3)).square().mean().backward()
+            optimizer.step()
+            if step % every == 0:
+                model.train(mode == "train")
+                with torch.no_grad():
+                    for batch in torch.randn(3, 4, 3):
+                        model(batch)
+    return [(event.step, event.value) for event in session.events("validation_pass")]
+
+
+def test_a_batch_norm_that_learns_without_gradients_is_told():
+    assert by_hand("train", nn.BatchNorm1d) == [(4, 1.0), (8, 1.0), (12, 1.0)]
+
+
+def test_its_twins_are_not():
+    assert by_hand("eval", nn.BatchNorm1d) == []
+    assert by_hand("train", nn.LayerNorm) == []
+
+
+def test_what_happens_at_every_step_belongs_to_training():
+    """A generator in train mode makes the discriminator's samples without gradients; told once, at the first."""
+    assert by_hand("train", nn.BatchNorm1d, every=1) == [(1, 1.0)]
