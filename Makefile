@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test check bench chaos soak system-packages install-demo install-dev clean
+.PHONY: help demo test check bench zoo chaos soak system-packages install-demo install-dev clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -27,6 +27,9 @@ bench: install-dev ## every bench, quick (FULL=1: as long as the numbers in docs
 	@set -e; for bench in $$(grep -l '= Bench(' tests/bench/*.py | grep -v harness.py); do \
 	  echo "running $$bench" >&2; $(BIN)/python $$bench $(if $(FULL),,--quick) $(BENCH_ARGS); \
 	done
+
+zoo: install-dev ## a hundred labelled trainings: what the rules find, miss and invent (ZOO_ARGS="--check --half A")
+	$(BIN)/python -m tests.zoo --markdown zoo.md $(ZOO_ARGS)
 
 chaos: install-dev system-packages ## the daemon and trainers killed, stopped and lied to, at length (about half an hour)
 	GPUWATCH_CHAOS_ROUNDS=13 $(BIN)/python -m pytest tests/chaos tests/hostile $(PYTEST_ARGS)

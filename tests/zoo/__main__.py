@@ -1,26 +1,21 @@
 """`make zoo`: run the programs, judge the rules by their labels, print the table. `python -m tests.zoo --help`."""
 
 import argparse
-import importlib
 import json
-import pkgutil
 import sys
 import tempfile
 from pathlib import Path
 
-import tests.zoo.half_a
-import tests.zoo.half_b
 from gpuwatch.detectors.registry import RULES
 from tests.zoo import score
 from tests.zoo.keeper import Keeper, Outcome
-from tests.zoo.program import PROGRAMS
+from tests.zoo.programs import PROGRAMS
 from tests.zoo.replay import replay
 from tests.zoo.table import document, report
 
 
 def main() -> int:
     options = _options()
-    _import_all()
     programs = [p for p in PROGRAMS.values() if p.half in options.half and (not options.only or p.name in options.only)]
     if options.replay:
         recorded = json.loads((options.replay / "outcomes.json").read_text())
@@ -66,12 +61,6 @@ def _options():
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the recorded runs here")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="judge runs kept there again, without training")
     return parser.parse_args()
-
-
-def _import_all():
-    for package in (tests.zoo.half_a, tests.zoo.half_b):
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 if __name__ == "__main__":

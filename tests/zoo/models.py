@@ -1,5 +1,7 @@
 """Networks of the zoo, small enough for one CPU thread."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from torch import nn
 def mlp(*widths, activation=nn.ReLU):
     """Linear layers of these widths with the activation between them."""
     layers = []
-    for inside, outside in zip(widths, widths[1:], strict=False):
+    for inside, outside in pairwise(widths):
         layers += [nn.Linear(inside, outside), activation()]
     return nn.Sequential(*layers[:-1])
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
-import subprocess
-from pathlib import Path
-
+from tests.bench.harness import machine, machine_line, markdown
 from tests.zoo.score import Score, Verdict, scores, shortfalls
 
 
 def report(verdicts: list[Verdict], rules: set[str]) -> str:
     """Both halves apart, then every miss and false alarm by name."""
-    parts = [f"{_machine()}", ""]
+    parts = [machine_line(machine(("torch",))), ""]
     for half in sorted({verdict.program.half for verdict in verdicts}):
         chosen = [verdict for verdict in verdicts if verdict.program.half == half]
         healthy = sum(verdict.program.is_healthy for verdict in chosen)
         steps = sum(verdict.outcome.steps for verdict in chosen)
         title = f"## Half {half}: {healthy} healthy programs, {len(chosen) - healthy} broken ones, {steps:,} steps"
-        parts += [title, "", *_table(scores(chosen)), "", *_named(chosen), ""]
+        parts += [title, "", _table(scores(chosen)), "", *_named(chosen), ""]
     unjudged = sorted({rule for v in verdicts for rule in v.program.expects if rule not in rules})
     if unjudged:
         parts += [f"Expected of rules that do not exist yet: {', '.join(unjudged)}.", ""]
@@ -48,15 +43,16 @@ def document(verdicts: list[Verdict], rules: set[str]) -> dict:
         }
         for v in verdicts
     ]
-    return {"machine": _machine(), "scores": halves, "programs": programs, "missed": shortfalls(verdicts)}
+    return {
+        "machine": machine_line(machine(("torch",))),
+        "scores": halves,
+        "programs": programs,
+        "missed": shortfalls(verdicts),
+    }
 
 
-def _table(rows: list[Score]) -> list[str]:
-    cells = [("rule", "faults", "found", "recall", "false", "precision", "median steps to find"), *map(_cells, rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [lines[0], rule, *lines[1:]]
+def _table(rows: list[Score]) -> str:
+    return markdown(("rule", "faults", "found", "recall", "false", "precision", "median steps to find"), map(_cells, rows))
 
 
 def _cells(score: Score) -> tuple[str, ...]:
@@ -75,12 +71,3 @@ def _named(verdicts: list[Verdict]) -> list[str]:
         for finding in verdict.false:
             lines.append(f"- false ({finding.severity}): {finding.rule} in `{program.name}` ({kind}): {finding.summary}")
     return lines or ["Nothing missed, nothing false."]
-
-
-def _machine() -> str:
-    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")), "")
-    git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-    cores = len(os.sched_getaffinity(0))
-    versions = f"Python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
-    return f"{model or platform.machine()}, {cores} cores, load {os.getloadavg()[0]:.1f}; {versions}; commit {commit or 'unknown'}"

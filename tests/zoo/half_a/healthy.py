@@ -221,7 +221,7 @@ def accumulation_of_four():
 
 @healthy()
 def converged_adam():
-    """A regression that is learned to the last digits: there Adam's steps throw the loss up by orders of magnitude, and it returns."""
+    """A regression learned to the last digits: there Adam throws the loss up by orders of magnitude, and it returns."""
     model = mlp(4, 32, 32, 1, activation=nn.Tanh)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     inputs = torch.randn(64, 4)
