@@ -36,6 +36,8 @@ _SEVERITY_COLOURS = {"critical": "red", "warning": "yellow", "info": "cyan"}
 _ORDER = {"critical": 0, "warning": 1, "info": 2}
 _CLOSED_SHOWN = 8
 _WIDTH = 120
+_WIDE = 100  # from here on curves have forty cells
+_NOT_KEPT = "NOT KEPT"
 
 
 def lines(ranks: list[Recorded]) -> Iterator[str]:
@@ -43,10 +45,20 @@ def lines(ranks: list[Recorded]) -> Iterator[str]:
     first = ranks[0]
     yield from _head(first)
     for label, text in _rows(first):
-        yield f"  {dim(label.ljust(11))}{text}"
+        yield from _row(label, text, "red" if label == _NOT_KEPT else "")
     for rank in ranks[1:]:
-        yield f"  {dim(f'rank {rank.summary.rank}'.ljust(11))}{_one_line(rank)}"
+        yield from _row(f"rank {rank.summary.rank}", _one_line(rank), STATUS_COLOURS[rank.status])
     yield from _findings(ranks)
+
+
+def _row(label: str, text: str, colour: str = "") -> Iterator[str]:
+    """A label and what it says, in as many lines as the terminal asks for. Drawings begin with no blank and are not folded."""
+    first, *others = textwrap.wrap(
+        text, _width() - 13, break_long_words=False, break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True
+    ) or [""]
+    yield f"  {dim(label.ljust(11))}{paint(first, colour)}"
+    for line in others:
+        yield f"{'':13}{paint(line, colour)}"
 
 
 def _head(rank: Recorded) -> Iterator[str]:
@@ -54,7 +66,13 @@ def _head(rank: Recorded) -> Iterator[str]:
     status = paint(standing.whole(rank), STATUS_COLOURS[rank.status], bold=True)
     ranks = f", rank {known.rank} of {known.world_size}" if known.world_size > 1 else ""
     name = paint(known.run, "", bold=True)
-    yield f"{name}  {status}{ranks}  step {known.step:,}{_rate(rank)}, {quantity_of_seconds(rank.lasted_seconds)}"
+    first = f"{known.run}  {standing.whole(rank)}{ranks}  "
+    progress = f"step {known.step:,}{_rate(rank)}, {quantity_of_seconds(rank.lasted_seconds)}"
+    if len(first) + len(progress) <= _width():
+        yield f"{name}  {status}{ranks}  {progress}"
+    else:
+        yield f"{name}  {status}{ranks}"
+        yield f"  {progress}"
     if old := standing.age(rank):
         yield "  " + paint(old, "yellow")
     hello = known.hello
@@ -67,7 +85,8 @@ def _head(rank: Recorded) -> Iterator[str]:
         _precision(known),
         f"{known.parameters:,} parameters in {known.tensors} tensors" if known.tensors else "",
     ]
-    yield "  " + dim(", ".join(part for part in about if part))
+    text = ", ".join(part for part in about if part)
+    yield from map(dim, textwrap.wrap(text, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _precision(known: RunSummary) -> str:
@@ -84,13 +103,13 @@ def _rate(rank: Recorded) -> str:
 def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
     known = rank.summary
     if why := standing.shortfall(known.step, known.kept_step, known.trouble, known.counters.dropped.get("journal", 0)):
-        yield "NOT KEPT", paint(why, "red")
+        yield _NOT_KEPT, why
     values = {name: summary.number(value) for name, value in known.values.items()}
     recent = {name: [summary.number(value) for value in series] for name, series in known.recent.items()}
     if "loss" in values:
-        yield "loss", f"{sparkline(recent.get('loss', [])):<40} {number(values['loss'])}"
+        yield "loss", f"{_spark(recent.get('loss', []))} {number(values['loss'])}"
     if "grad_norm" in values:
-        yield "gradient", f"{sparkline(recent.get('grad_norm', [])):<40} {_gradient(values)}"
+        yield "gradient", f"{_spark(recent.get('grad_norm', []))} {_gradient(values)}"
     if known.learning_rates:
         rates = dict.fromkeys(number(summary.number(rate)) for rate in known.learning_rates)
         yield "rate", ", ".join(list(rates)[:6]) + _update(values)
@@ -106,9 +125,18 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
         yield "logged", f"{tag} {number(summary.number(value))} at step {step:,}"
 
 
+def _spark(series: list[float]) -> str:
+    """A curve in a column of its own, narrower where the terminal is; a blank that is no place to fold a line."""
+    width = 40 if _width() >= _WIDE else 24
+    return f"{sparkline(series, width):<{width}}".replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _gradient(values: dict[str, float]) -> str:
     text = number(values["grad_norm"])
-    if "grad_norm_clipped" in values:
+    clipped = values.get("grad_norm_clipped")
+    if clipped is not None and number(clipped) == text:
+        text += ", clipped by nothing"
+    elif clipped is not None:
         text += f" before clipping, {number(values['grad_norm_clipped'])} after"
     if values.get("grad_nonfinite_count", 0) > 0:
         text += f", {values['grad_nonfinite_count']:,.0f} entries not finite"
@@ -170,7 +198,7 @@ def _hooks(rank: Recorded, values: dict[str, float]) -> str:
 def _one_line(rank: Recorded) -> str:
     known = rank.summary
     loss = f", loss {number(summary.number(known.values['loss']))}" if "loss" in known.values else ""
-    return f"{paint(standing.whole(rank), STATUS_COLOURS[rank.status])}  step {known.step:,}{_rate(rank)}{loss}"
+    return f"{standing.whole(rank)}  step {known.step:,}{_rate(rank)}{loss}"
 
 
 def _findings(ranks: list[Recorded]) -> Iterator[str]:
@@ -208,9 +236,12 @@ def finding_lines(finding: Finding, count: int = 1) -> Iterator[str]:
     yield from map(dim, _wrapped(" " * 10 + finding.action) if finding.action else [])
 
 
+def _width() -> int:
+    return max(40, min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns))
+
+
 def _wrapped(text: str) -> list[str]:
-    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-    return textwrap.wrap(text, max(40, width), initial_indent=" " * 4, subsequent_indent=" " * 14, drop_whitespace=True)
+    return textwrap.wrap(text, _width(), initial_indent=" " * 4, subsequent_indent=" " * 14, drop_whitespace=True)
 
 
 def _times(count: int, what: str) -> str:

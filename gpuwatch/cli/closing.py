@@ -15,7 +15,7 @@ import msgspec
 
 from gpuwatch.cli import recorded
 from gpuwatch.cli.standing import ending, shortfall
-from gpuwatch.state.findings import SEVERITIES
+from gpuwatch.state.findings import gravest
 
 #: A process that has just ended is noticed within 0.1 s, and the rules judge its last steps half a second later.
 _SETTLE_SECONDS = 3.0
@@ -77,16 +77,14 @@ def completed(told: Answer | None, found: Answer) -> Answer:
         return found
     later = {process.directory: process.findings for process in found.runs}
     for process in told.runs:
-        process.findings = {**process.findings, **later.get(process.directory, {})}
+        process.findings = gravest([*process.findings.items(), *later.get(process.directory, {}).items()])
     return told
 
 
 def sentences(answer: Answer, logdir: Path, exit_status: int) -> list[str]:
     """What to tell of processes that trained: steps, how they ended where that is news, findings, and where to look."""
     trained = [process for process in answer.runs if process.step]
-    told = [
-        f"{_steps(trained)}{_endings(trained, exit_status)}, findings: {_findings(trained)}; see {_command(trained, logdir)}"
-    ]
+    told = [f"{_steps(trained)}{_endings(trained, exit_status)}, findings: {_findings(trained)}"]
     short: dict[str, list[Process]] = {}
     for process in trained:
         why = shortfall(process.step, process.kept_step, process.trouble, process.lost_records)
@@ -95,7 +93,7 @@ def sentences(answer: Answer, logdir: Path, exit_status: int) -> list[str]:
     for why, processes in short.items():
         where = "" if len(trained) == 1 else f"{', '.join(process.directory for process in processes[:_MAX_NAMED])}: "
         told.append(f"NOT ALL OF IT WAS KEPT: {where}{why}")
-    return told
+    return [*told, f"see {_command(trained, logdir)}"]
 
 
 def _steps(trained: list[Process]) -> str:
@@ -129,8 +127,7 @@ def _endings(trained: list[Process], exit_status: int) -> str:
 
 
 def _findings(trained: list[Process]) -> str:
-    every = [item for process in trained for item in process.findings.items()]
-    worst = dict(sorted(every, key=lambda item: SEVERITIES.index(item[1])))
+    worst = gravest(item for process in trained for item in process.findings.items())
     return ", ".join(f"{rule} ({severity})" for rule, severity in worst.items()) or "none"
 
 
@@ -169,5 +166,5 @@ def _from_file(found: recorded.Recorded) -> Process:
         step=known.step,
         kept_step=known.kept_step,
         trouble=known.trouble,
-        findings={finding.rule: finding.severity for finding in known.findings},
+        findings=gravest((finding.rule, finding.severity) for finding in known.findings),
     )

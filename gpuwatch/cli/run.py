@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from gpuwatch import announcement, paths
 from gpuwatch.cli import closing, range_test, recorded
@@ -43,7 +47,14 @@ class Options(NamedTuple):
 @click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
 @click.option("--lr-find", is_flag=True, help="Begin with a learning-rate range test, then train as if it had not been.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing about the run on standard error.")
-@click.argument("command_line", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD ...")
+@click.argument(
+    "command_line",
+    nargs=-1,
+    required=True,
+    type=click.UNPROCESSED,
+    metavar="-- CMD ...",
+    shell_complete=lambda _ctx, _param, incomplete: [CompletionItem(incomplete, type="file")],
+)
 def command(
     name: str | None, logdir: Path | None, every: int | None, lr_find: bool, quiet: bool, command_line: tuple[str, ...]
 ) -> None:
@@ -145,5 +156,9 @@ def _report(options: Options, logdir: Path, answer: Answer, environ: dict[str, s
 def _say(options: Options, sentence: str) -> None:
     if not sentence or options.quiet:
         return
+    text = f"gpuwatch: {sentence}"
+    if sys.stderr.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        text = textwrap.fill(text, width, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
     with contextlib.suppress(OSError):  # nobody reads our standard error any more: the command's exit status matters more
-        click.echo(f"gpuwatch: {sentence}", err=True)
+        click.echo(text, err=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from gpuwatch.intake.decode import Ended
 from gpuwatch.state import trouble
+from gpuwatch.state.findings import gravest
 from gpuwatch.state.identity import Identity
 from gpuwatch.state.runs import Run
 from gpuwatch.state.store import State
@@ -39,7 +40,7 @@ def conclude(message: Ended, caller: Identity, state: State, no_room: Mapping[st
 
 
 def _told(run: Run, state: State) -> dict[str, object]:
-    findings = {finding.rule: finding.severity for finding in state.findings.of_run(run.directory)}
+    findings = gravest((finding.rule, finding.severity) for finding in state.findings.of_run(run.directory))
     return {
         "run": run.name,
         "directory": run.directory,

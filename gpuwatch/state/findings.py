@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
@@ -30,6 +31,12 @@ class Finding(msgspec.Struct):
     rank: int = 0
     directory: str = ""  # Run.directory, which tells attempts apart
     time: float = 0.0  # wall time of `step`, seconds since the epoch
+
+
+def gravest(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Of (rule, severity) pairs each rule with its gravest severity, the gravest first."""
+    ranked = sorted(found, key=lambda item: SEVERITIES.index(item[1]))
+    return dict(sorted(dict(ranked).items(), key=lambda item: -SEVERITIES.index(item[1])))
 
 
 class FindingBook:

@@ -41,9 +41,9 @@ def gpuwatch_daemons(folder):
 def test_a_private_daemon_records_and_is_gone(gpuwatch, tmp_path, environ):
     result = gpuwatch("run", "--name", "first", "--", *TRAINS)
     assert (result.returncode, result.stdout) == (0, "trained\n"), result.stderr
-    first, last = result.stderr.splitlines()
+    first, *last = result.stderr.splitlines()
     assert SAID.fullmatch(first + "\n").group(1) == "first"
-    assert last == "gpuwatch: 20 steps recorded, findings: none; see gpuwatch status first --logdir runs"
+    assert last == ["gpuwatch: 20 steps recorded, findings: none", "gpuwatch: see gpuwatch status first --logdir runs"]
     (run,) = json.loads(gpuwatch("runs", "--json").stdout)
     assert (run["run"], run["step"], run["status"]) == ("first", 20, "finished")
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
@@ -109,7 +109,8 @@ def test_a_daemon_that_answers_is_used_and_stays(gpuwatch, tmp_path, environ):
         shared = tmp_path / "shared"
         assert result.stderr.splitlines() == [
             f"gpuwatch: recording as mine in {shared}",
-            f"gpuwatch: 20 steps recorded, findings: none; see gpuwatch status mine --logdir {shared}",
+            "gpuwatch: 20 steps recorded, findings: none",
+            f"gpuwatch: see gpuwatch status mine --logdir {shared}",
         ]
         assert gpuwatch("status", env=there).stdout.startswith("mine  finished  step 20")
         assert daemon.end() == 0
