@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # importing typing would cost this process a megabyte
 _STDIN = 0
 _PR_SET_PDEATHSIG = 1
 _LONGEST_REINIT_SECONDS = 30.0
-_RINGS_NS = 10_000_000_000  # the driver's rings of utilization hold 14 s
+_LONGEST_RINGS_NS = 10_000_000_000  # the driver's rings of utilization hold 14 s
 
 
 class DriverGoneError(Exception):
@@ -78,6 +78,7 @@ class SamplingLoop:
         self._fast_ns = int(1e9 / options["fast_hz"])
         self._dear_ns = int(1e9 * options["dear_seconds"])
         self._slow_ns = int(1e9 * options["slow_seconds"])
+        self._rings_ns = min(self._slow_ns, _LONGEST_RINGS_NS)
         # What is due a little before or after a reading of memory is done with it: every wake-up costs 50 us.
         self._slack_ns = min(self._memory_ns // 2, 50_000_000)
         self._skip: set[int] = set(options["skip"])
@@ -254,7 +255,7 @@ class SamplingLoop:
             steps.append((phase.SLOW, partial(_read_slow, now_ns=now)))
             steps.append((phase.OPENING, partial(self._look_for_new_cut, driver, slot)))
         if slot.devices and now >= slot.next_rings_ns:
-            slot.next_rings_ns = now + _RINGS_NS
+            slot.next_rings_ns = now + self._rings_ns
             steps.append((phase.RINGS, _read_rings))
         for what, read in steps:
             self._ask(slot, what, time.monotonic_ns(), read)
