@@ -9,9 +9,10 @@ by comparing with the losses of the first 20 steps. It is never more than info, 
 ## The test
 
 Over the last `window_steps` steps, or the last half of the run when that is longer, the losses are put together into 25
-medians, and the Theil-Sen slope of these (the median of all pairwise slopes) is taken with its 95 % confidence interval. A
-plateau is a whole interval within `ratio` of the loss's level, per window. A loss too noisy for that is not judged. It is
-looked at once in 50 steps, restarts with each new regime of the optimizer, and needs a positive loss; it is off for GANs.
+means without their extremes, and the Theil-Sen slope of these (the median of all pairwise slopes) is taken with its 95 %
+confidence interval. A plateau is a whole interval within `ratio` of the loss's level, per window. A loss too noisy for that
+is not judged. It is looked at once in 50 steps, restarts with each new regime of the optimizer, and needs a positive loss;
+it is off for GANs.
 
 ## What to do
 
@@ -50,7 +51,7 @@ _STUCK_RATIO = 0.95
 
 
 class Limits(Thresholds, frozen=True):
-    ratio: Annotated[Positive, Meta(description="change of the loss in a window, of its level")] = 0.02
+    ratio: Annotated[Positive, Meta(description="change of the loss in a window, of its level")] = 0.05
     window_steps: Annotated[Steps, Meta(description="steps that are looked at, at least")] = 500
 
 
@@ -91,7 +92,7 @@ class LossPlateau(Rule[Limits]):
 
     def _look(self, sample: Sample, losses: array[float]) -> Verdict | Quiet:
         edges = [len(losses) * i // _BLOCKS for i in range(_BLOCKS + 1)]
-        points = [median(losses[a:b]) for a, b in itertools.pairwise(edges)]
+        points = [_trimmed_mean(losses[a:b]) for a, b in itertools.pairwise(edges)]
         level = median(points)
         slopes = sorted((points[j] - points[i]) / (j - i) for i in range(_BLOCKS) for j in range(i + 1, _BLOCKS))
         middle = len(slopes) / 2
@@ -107,3 +108,10 @@ class LossPlateau(Rule[Limits]):
             f" it changed by {changes[1]:+.2%}."
         )
         return Verdict(changes[1], threshold, summary, first_step=max(1, sample.number - len(losses) + 1))
+
+
+def _trimmed_mean(losses: array[float]) -> float:
+    """Without the lowest and highest tenth: as tight as a mean, and a single spike does not move it."""
+    cut = len(losses) // 10
+    kept = sorted(losses)[cut : len(losses) - cut]
+    return sum(kept) / len(kept)

@@ -11,8 +11,8 @@ Two series are followed: the bytes that torch's tensors take on the device, at t
 of the process. Each is cut into blocks of at least `block_steps` steps, once of a second or more and once of 30 seconds or
 more, and of each block the smallest value is kept, since a leak raises the floor and not only the peaks. It leaks when the
 floor has risen in each of the last 6 blocks, the last 3 of these rises are together at least half as large as the first 3,
-and the whole is more than 64 MiB and more than `ratio` of where it was (blocks of 30 seconds) or 5 times that (blocks of a
-second). Device memory is a warning; the process's own memory is info, and a warning from a tenth of the host's memory on.
+and the whole is more than 16 MiB and more than `ratio` of where it was. Device memory is a warning; the process's own
+memory is info, and a warning from a tenth of the host's memory on.
 
 ## What to do
 
@@ -38,9 +38,9 @@ from gpuwatch.detectors.moment import Moment
 from gpuwatch.detectors.rule import MomentRule, Positive, Quiet, Steps, Thresholds, Verdict
 
 _BLOCKS = 6
-#: Seconds of a block, at least, and by how much more than the threshold the memory must grow then.
-_SCALES = ((1.0, 5.0), (30.0, 1.0))
-_LEAST_BYTES = 64 << 20
+#: Seconds of a block, at least.
+_SCALES = (0.9, 30.0)
+_LEAST_BYTES = 16 << 20
 _HOST_SHARE = 0.1
 _PROCESS = "The resident memory of the process"
 _DEVICE = "The device memory of torch's tensors"
@@ -48,32 +48,31 @@ _MIB = 1 << 20
 
 
 class Limits(Thresholds, frozen=True):
-    ratio: Annotated[Positive, Meta(description="growth over six long blocks, of the first one")] = 0.05
+    ratio: Annotated[Positive, Meta(description="growth over six blocks, of the first one")] = 0.05
     block_steps: Annotated[Steps, Meta(description="steps of a block, at least")] = 20
 
 
 class _Floor:
     """The smallest value of each block of one series; a block is `seconds` long, or longer."""
 
-    def __init__(self, seconds: float, factor: float) -> None:
-        self.factor = factor  # of the threshold: short blocks must show more
+    def __init__(self, seconds: float) -> None:
         self.verdict: Verdict | Quiet = Quiet.UNMEASURED  # when the last block was completed
         self.blocks: deque[tuple[int, float]] = deque(maxlen=_BLOCKS + 1)  # first step, smallest value
         self._seconds = seconds
         self._began = (0, 0, 0, 0.0)  # step, steps counted, monotonic ns (0: not yet), smallest so far
 
-    def add(self, moment: Moment, value: float, block_steps: int) -> bool:
-        """Take in a value; True when a block has just been completed."""
+    def add(self, moment: Moment, monotonic_ns: int, value: float, block_steps: int) -> bool:
+        """Take in a value of this time; True when a block has just been completed."""
         step, steps, since_ns, smallest = self._began
         if since_ns == 0:
-            self._began = (moment.step, moment.steps, moment.monotonic_ns, value)
+            self._began = (moment.step, moment.steps, monotonic_ns, value)
             return False
         smallest = min(smallest, value)
         self._began = (step, steps, since_ns, smallest)
-        if moment.steps - steps < block_steps or (moment.monotonic_ns - since_ns) / 1e9 < self._seconds:
+        if moment.steps - steps < block_steps or (monotonic_ns - since_ns) / 1e9 < self._seconds:
             return False
         self.blocks.append((step, smallest))
-        self._began = (moment.step, moment.steps, moment.monotonic_ns, value)
+        self._began = (moment.step, moment.steps, monotonic_ns, value)
         return True
 
     def growth(self) -> float:
@@ -97,20 +96,23 @@ class MemoryLeak(MomentRule[Limits]):
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
-        self._device = [_Floor(*scale) for scale in _SCALES]
-        self._process = [_Floor(*scale) for scale in _SCALES]
+        self._device = [_Floor(seconds) for seconds in _SCALES]
+        self._process = [_Floor(seconds) for seconds in _SCALES]
 
     def judge(self, moment: Moment) -> Verdict | Quiet:
         if moment.status != "live":
             return Quiet.UNMEASURED
-        resident = float(moment.process.resident_bytes) if moment.process is not None else None
+        # The host is looked at by its own clock: the same sample twice would be a second without growth.
+        sampled_ns = moment.host.monotonic_ns if moment.host is not None and moment.process is not None else 0
+        resident = moment.process.resident_bytes if moment.process is not None else 0
+        allocated = moment.value("torch_allocated_bytes")
         looked = False
-        for name, floors, value in (
-            (_PROCESS, self._process, resident),
-            (_DEVICE, self._device, moment.value("torch_allocated_bytes")),
+        for name, floors, when_ns, value in (
+            (_PROCESS, self._process, sampled_ns, float(resident)),
+            (_DEVICE, self._device, moment.monotonic_ns if allocated is not None else 0, allocated or 0.0),
         ):
             for floor in floors:
-                if value is not None and floor.add(moment, value, self.thresholds.block_steps):
+                if when_ns and floor.add(moment, when_ns, value, self.thresholds.block_steps):
                     looked = True
                     floor.verdict = self._judge(moment, floor, name)
         if not looked:
@@ -121,7 +123,7 @@ class MemoryLeak(MomentRule[Limits]):
     def _judge(self, moment: Moment, floor: _Floor, what: str) -> Verdict | Quiet:
         growth = floor.growth()
         first_step, start = floor.blocks[0]
-        threshold = floor.factor * self.thresholds.ratio
+        threshold = self.thresholds.ratio
         if growth <= _LEAST_BYTES or growth <= threshold * start:
             return Quiet.FINE
         size = moment.host.memory_size_bytes if moment.host is not None else 0
