@@ -38,6 +38,7 @@ _CLOSED_SHOWN = 8
 _WIDTH = 120
 _WIDE = 100  # from here on curves have forty cells
 _NOT_KEPT = "NOT KEPT"
+_FIXED_BLANK = "\N{NO-BREAK SPACE}"
 
 
 def lines(ranks: list[Recorded]) -> Iterator[str]:
@@ -52,13 +53,11 @@ def lines(ranks: list[Recorded]) -> Iterator[str]:
 
 
 def _row(label: str, text: str, colour: str = "") -> Iterator[str]:
-    """A label and what it says, in as many lines as the terminal asks for. Drawings begin with no blank and are not folded."""
-    first, *others = textwrap.wrap(
-        text, _width() - 13, break_long_words=False, break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True
-    ) or [""]
-    yield f"  {dim(label.ljust(11))}{paint(first, colour)}"
-    for line in others:
-        yield f"{'':13}{paint(line, colour)}"
+    """A label and what it says, in as many lines as the terminal asks for."""
+    folded = textwrap.wrap(text, _width() - 13, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    for number, line in enumerate(folded):
+        beside = " " * 13 if number else f"  {dim(label.ljust(11))}"
+        yield beside + paint(line.replace(_FIXED_BLANK, " "), colour)
 
 
 def _head(rank: Recorded) -> Iterator[str]:
@@ -128,7 +127,7 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
 def _spark(series: list[float]) -> str:
     """A curve in a column of its own, narrower where the terminal is; a blank that is no place to fold a line."""
     width = 40 if _width() >= _WIDE else 24
-    return f"{sparkline(series, width):<{width}}".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{sparkline(series, width):<{width}}".replace(" ", _FIXED_BLANK)
 
 
 def _gradient(values: dict[str, float]) -> str:

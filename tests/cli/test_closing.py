@@ -94,7 +94,10 @@ def process(**changes):
     ("processes", "told"),
     [
         ([{}], ["20 steps recorded, findings: none", "see gpuwatch status x --logdir runs"]),
-        ([{"status": "lost", "end_reason": "gone"}], ["20 steps recorded (died), findings: none", "see gpuwatch status x --logdir runs"]),
+        (
+            [{"status": "lost", "end_reason": "gone"}],
+            ["20 steps recorded (died), findings: none", "see gpuwatch status x --logdir runs"],
+        ),
         (
             [
                 {"world_size": 2},
