@@ -55,8 +55,8 @@ def lines(ranks: list[Recorded]) -> Iterator[str]:
 def _row(label: str, text: str, colour: str = "") -> Iterator[str]:
     """A label and what it says, in as many lines as the terminal asks for."""
     folded = textwrap.wrap(text, _width() - 13, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
-    for number, line in enumerate(folded):
-        beside = " " * 13 if number else f"  {dim(label.ljust(11))}"
+    for index, line in enumerate(folded):
+        beside = " " * 13 if index else f"  {dim(label.ljust(11))}"
         yield beside + paint(line.replace(_FIXED_BLANK, " "), colour)
 
 
