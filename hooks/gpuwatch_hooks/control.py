@@ -45,6 +45,7 @@ class Control:
         self._acknowledged = self._last_queued = 0
         self._unsent = collections.deque()
         self.welcomes = 0
+        self.errands = collections.deque()  # callables of the session's, each run once on the thread
         self._thread = threading.Thread(target=self._run, name="gpuwatch-control", daemon=True)
 
     def start(self):
@@ -138,6 +139,7 @@ class Control:
             if left <= 0:
                 return True
             self._poll(min(left, ABSENT_POLL_SECONDS))
+            self._run_errands()
             self._outbox.collect()
         return self._reached and time.monotonic() < self._stop_by  # one last try to deliver
 
@@ -152,6 +154,7 @@ class Control:
         welcomed = False
         busy_at = time.monotonic()
         while True:
+            self._run_errands()
             now = time.monotonic()
             if self._outbox.collect():
                 busy_at = now
@@ -166,6 +169,13 @@ class Control:
             self._poll(self._patience(now, busy_at))
             for message in self._received():
                 welcomed = self._hear(message) or welcomed
+
+    def _run_errands(self):
+        while self.errands and self._stop_by is None:
+            try:
+                self.errands.popleft()()
+            except Exception as error:
+                notices.say_once("an errand of the hooks failed (%s: %s)" % (type(error).__name__, error))
 
     def _patience(self, now, busy_at):
         wait = BUSY_POLL_SECONDS if now - busy_at < IDLE_AFTER_SECONDS else IDLE_POLL_SECONDS
@@ -207,6 +217,8 @@ class Control:
             self._outbox.acknowledge(message["n"])
         elif verb == "set":
             self._session.adjust(message, explicit=True)
+        elif verb == "amp_probe":
+            self._session.probe_amp(message)
         elif verb == "detach":
             self._session.leave("detached")
             self.stop()

@@ -61,6 +61,20 @@ class Guard:
             self.fault(probe, error)
             return None
 
+    def together(self, calls):
+        """One function that makes all `calls`, pairs (probe, function), with its arguments; a fault of one stops no other."""
+        bound = [(self._state(probe), probe, function) for probe, function in calls]
+
+        def run(*args):
+            for state, probe, function in bound:
+                if not state.off:
+                    try:
+                        function(*args)
+                    except Exception as error:
+                        self.fault(probe, error)
+
+        return run
+
     def is_off(self, probe):
         """Whether faults have switched this probe off."""
         return self._state(probe).off

@@ -38,8 +38,9 @@ class InBackward:
                 places.append(place)
                 tensors.append(parameter.grad)
         reading = part.gradients.reading
-        reading.measure(part, places, tensors)
+        reading.measure(part, places, tensors)  # one tensor at a time: the fused kernel's beginning would cost more
         if self._recorder.due("layers", self._entry):
+            part.gradients.detailed = True
             reading.detail(part, places, tensors)
 
     def finish(self, now):

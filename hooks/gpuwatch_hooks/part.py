@@ -4,7 +4,7 @@ from array import array
 
 from . import wire
 from .overflow import folded
-from .readback import Readback
+from .readback import Readback, contents
 
 _INDEX = wire.STEP_FIELD_INDEX
 _COLUMNS = len(wire.TENSOR_COLUMNS)
@@ -65,6 +65,16 @@ class Part:
         if self._readback is None:
             self._readback = Readback()
         self._waiting.append(([self._readback.add(tensor) for tensor in tensors], callback))
+
+    def read_bytes(self, tensor, callback):
+        """Call `callback(bytes)` with the contents of a uint8 tensor: at once for a CPU tensor, else when they have arrived."""
+        if tensor.device.type in self.at_once:
+            callback(contents(tensor))
+            return
+        if self._readback is None:
+            self._readback = Readback()
+        place = self._readback.add(tensor)
+        self._waiting.append(((place,), callback))
 
     def add_rows(self, family, cells, columns=_ALL_COLUMNS):
         """A table of statistics: `cells` float32[rows of the entry * 8] as array("f"), `columns` the mask of measured ones."""

@@ -1,40 +1,103 @@
-"""Statistics of an optimizer's tensors, measured kernel by kernel, device by device, and put together on the host."""
+"""Statistics of an optimizer's tensors, measured kernel by kernel, device by device."""
 
-import math
-import struct
-from array import array
-from operator import add, mul, sub
+import sys
+import time
 
-from . import wire
-from .kernels import choose
+from .kernels import choose, chunks
 from .kernels.dense import readable
+from .measured import Measured
 
-_COLUMNS = len(wire.TENSOR_COLUMNS)
-_NORM, _ABSMAX, _ZEROS, _BAD, _LOST = (
-    wire.TENSOR_COLUMNS.index(name) for name in ("norm", "absmax", "zero_ratio", "nonfinite_count", "underflow_ratio")
-)
-#: Columns that carry the unit of the tensor; the others are shares and counts.
-_WITH_UNIT = tuple(wire.TENSOR_COLUMNS.index(name) for name in ("norm", "absmax", "mean_abs", "mean", "std"))
-NORM_ONLY = 1 << _NORM | 1 << _BAD
-_ALL_BUT_LOST = (1 << _COLUMNS) - 1 & ~(1 << _LOST)
+_now = time.perf_counter_ns
 
 
-class Reading:
-    """What was measured of the tensors of one entry, by their place in it. Values arrive when the part is written.
+class Reading(Measured):
+    """Measures the tensors of one entry; its values arrive when the part is written.
 
-    `norms` {place: L2 norm over finite entries}, `nonfinite` {place: count, where not 0}, `blocks` of rows of
-    wire.TENSOR_COLUMNS, blocks of `histograms`; `entries` {place: how many numbers were read}. True units.
+    `selection` knows whether a device has a fused kernel, which delivers everything in one pass; None: plain kernels only.
     """
 
-    def __init__(self):
-        self.norms = {}
-        self.nonfinite = {}
-        self.blocks = []  # (places, flat list of 8 numbers a place)
-        self.histograms = []  # (places, flat list of 64 counts a place)
-        self.entries = {}  # in the order of reading, as the rows of a single block are
+    def __init__(self, selection=None):
+        super().__init__()
         self.unreadable = {}  # place -> reason
         self.sharded = False  # some tensors are this rank's part of a DTensor
-        self.threshold = False  # whether the shares lost to fp16 were asked for
+        self._selection = selection
+
+    def take(self, part, places, tensors, scale=None, threshold=None, rows=False, histograms=False, spent=None):
+        """The norms of `tensors`, and if asked for their `rows` and `histograms`, in as few passes as their device allows.
+
+        `scale`: what to multiply them with, `threshold`: what fp16 would lose; 0-d tensors or None. `spent(family, ns)`
+        hears what rows and histograms took where they are passes of their own.
+        """
+        if self._selection is not None and tensors and self._selection.concerns(tensors[0]):
+            left = self._take_fused(part, places, tensors, scale, threshold, histograms)
+            if left is None:
+                return
+            places, tensors = left
+            if not tensors:
+                return
+        began = _now()
+        if not rows or self._detail(part, places, tensors, scale, threshold):
+            self.measure(part, places, tensors, scale)
+        if rows and spent is not None:
+            spent("layers", _now() - began)
+        if histograms:
+            began = _now()
+            self.distribute(part, places, tensors, scale)
+            if spent is not None:
+                spent("histograms", _now() - began)
+
+    def _take_fused(self, part, places, tensors, scale, threshold, histograms):
+        """Launch the fused kernels that there are; (places, tensors) that none of them reads, or None when nothing is left."""
+        if part.entry.uniform and _plain(tensors):
+            try:
+                if len(set(map(_device_index(), tensors))) == 1:
+                    device = tensors[0].device
+                    fused = self._selection.fused(device)
+                    if fused is None:
+                        return places, tensors
+                    if self._launch(part, fused, places, tensors, scale, threshold, histograms):
+                        return None
+            except (RuntimeError, NotImplementedError):
+                part.entry.uniform = False
+        groups, left, rest = {}, [], []
+        for place, tensor in zip(places, tensors):
+            dense, reason = readable(tensor)
+            fused = self._selection.fused(dense.device) if reason is None else None
+            if fused is None or not fused.fits(dense):
+                left.append(place)
+                rest.append(tensor)
+                continue
+            self.sharded = self.sharded or hasattr(tensor, "to_local")
+            some, those, kept = groups.setdefault(fused, ([], [], []))
+            some.append(place)
+            those.append(dense)
+            kept.append(tensor)
+        for fused, (some, those, kept) in groups.items():
+            if not self._launch(part, fused, some, those, scale, threshold, histograms):
+                left += some
+                rest += kept
+        return left, rest
+
+    def _launch(self, part, fused, places, tensors, scale, threshold, histograms):
+        if not _at_hand(scale, tensors) or not _at_hand(threshold, tensors):
+            return False  # offloaded: the host multiplies the norms later
+        try:
+            answer = fused.measure(tensors, _there(scale, tensors), _there(threshold, tensors), histograms)
+        except fused.errors as error:
+            self._selection.retire(tensors[0].device, error)
+            return False
+        if answer is None:
+            return False
+        self.threshold = self.threshold or threshold is not None
+        self.count(places, [tensor.numel() for tensor in tensors])
+        part.read_bytes(answer, _later(self._take_answer, places))
+        return True
+
+    def _take_answer(self, places, answer):
+        rows, counts = chunks.decode(answer, len(places))
+        self.take_rows(places, rows)
+        if counts is not None:
+            self.take_histograms(places, counts)
 
     def measure(self, part, places, tensors, scale=None):
         """The always-on pass over `tensors`; `scale`: what to multiply them with, a 0-d tensor or None."""
@@ -43,49 +106,53 @@ class Reading:
             groups = [(some, kernel.norms(dense)) for kernel, some, dense in self._by_device(places, tensors)]
         for some, found in groups:
             if isinstance(found, tuple) and scale is None:
-                self._take_norms(some, *found)
+                self.take_norms(some, *found)
             elif isinstance(found, tuple):  # on the host; the scale may still be on its way
-                part.read([scale], _later(self._take_norms, some, *found))
+                part.read([scale], _later(self.take_norms, some, *found))
             else:
                 sources = [found] if scale is None else [found, scale]
-                part.read(sources, _later(self._take_device_norms, some))
+                part.read(sources, _later(self.take_device_norms, some))
 
     def _uniform(self, entry, places, tensors):
         """The short way for ordinary tensors on one device, all but a few jobs: 0.1 ms less for 150 tensors. Else None."""
-        import torch
-
-        if not entry.uniform or not tensors or not set(map(type, tensors)) <= {torch.Tensor, torch.nn.Parameter}:
-            return None
-        device = tensors[0].device
-        if not all(tensor.is_cpu for tensor in tensors) and {tensor.device for tensor in tensors} != {device}:
+        if not entry.uniform or not tensors or not _plain(tensors):
             return None
         try:
-            found = choose(device.type).norms(tensors)
+            if len(set(map(_device_index(), tensors))) != 1:
+                return None
+            sizes = tuple(map(_numel(), tensors))
+            found = choose(tensors[0].device.type).norms(tensors, sizes)
         except (RuntimeError, NotImplementedError):  # sparse, complex, integer: one by one then, from now on
             entry.uniform = False
             return None
-        self.entries.update(zip(places, map(torch.Tensor.numel, tensors)))
+        self.count(places, sizes)
         return [(places, found)]
 
     def detail(self, part, places, tensors, scale=None, threshold=None):
         """Every column, exact non-finite counts included; replaces what `measure` has found."""
-        self.threshold = threshold is not None
+        self._detail(part, places, tensors, scale, threshold)
+
+    def _detail(self, part, places, tensors, scale, threshold):
+        """Every column; whether some tensors had to be left out, because their scale is on another device."""
+        self.threshold = self.threshold or threshold is not None
+        missing = False
         for kernel, some, dense in self._by_device(places, tensors):
             if not _at_hand(scale, dense) or not _at_hand(threshold, dense):
-                self.threshold = False
+                self.threshold, missing = False, True
                 continue
             found = kernel.table(dense, scale, threshold)
             if isinstance(found, list):
-                self._take_rows(some, found)
+                self.take_rows(some, found)
             else:
-                part.read([found], _later(self._take_rows, some))
+                part.read([found], _later(self.take_rows, some))
+        return missing
 
     def distribute(self, part, places, tensors, scale=None):
         """Histograms of the tensors."""
         for kernel, some, dense in self._by_device(places, tensors):
             found = kernel.histograms(dense, scale) if _at_hand(scale, dense) else None
             if found is not None:
-                part.read([found], _later(self._take_histograms, some))
+                part.read([found], _later(self.take_histograms, some))
 
     def _by_device(self, places, tensors):
         """(kernel, places, dense tensors) for each device; what cannot be read is noted and left out."""
@@ -96,102 +163,30 @@ class Reading:
             if reason is not None:
                 self.unreadable[place] = reason
                 continue
-            self.entries[place] = dense.numel()
+            self.count((place,), (dense.numel(),))
             some, those = groups.setdefault(dense.device, ([], []))
             some.append(place)
             those.append(dense)
         return [(choose(device.type), some, those) for device, (some, those) in groups.items()]
 
-    def _take_norms(self, places, norms, nonfinite, scale=(1.0,)):
-        if scale[0] != 1.0:
-            norms = [norm * scale[0] for norm in norms]
-        self.norms.update(zip(places, norms))
-        self.nonfinite.update((places[index], count) for index, count in nonfinite.items())
 
-    def _take_device_norms(self, places, norms, scale=(1.0,)):
-        for place, norm in zip(places, norms):
-            if math.isfinite(norm):
-                self.norms[place] = norm * scale[0]
-            else:  # the device was not asked how many: at least one, until the next table says more
-                self.nonfinite[place] = self.nonfinite.get(place, 1)
-
-    def _take_rows(self, places, flat):
-        """`flat`: 8 numbers for each place. By columns, since 150 rows in Python loops cost more than all the rest."""
-        self.blocks.append((places, flat))
-        bad = flat[_BAD::_COLUMNS]
-        for place in places if self.nonfinite else ():
-            self.nonfinite.pop(place, None)
-        if any(bad):
-            self.nonfinite.update((place, int(count)) for place, count in zip(places, bad) if count)
-
-    def _take_histograms(self, places, flat):
-        self.histograms.append((places, flat))
-
-    # ------------------------------------------------------------------------------------------------ on the host
-    def norm(self):
-        """L2 norm over everything that was read."""
-        if len(self.blocks) == 1 and len(self.blocks[0][0]) == len(self.entries):
-            return math.hypot(*self.blocks[0][1][_NORM::_COLUMNS])
-        norms = dict(self.norms)
-        for places, flat in self.blocks:
-            norms.update(zip(places, flat[_NORM::_COLUMNS]))
-        return math.hypot(*norms.values())
-
-    def shares(self):
-        """(largest magnitude, share of zeros, share lost to fp16 or None) over all rows; None without rows."""
-        largest = zeros = lost = nonzero = total = 0.0
-        for places, flat in self.blocks:
-            entries = self.entries
-            counts = list(entries.values() if len(places) == len(entries) else map(entries.__getitem__, places))
-            largest = max(largest, *flat[_ABSMAX::_COLUMNS])
-            total += sum(counts)
-            zero = list(map(mul, flat[_ZEROS::_COLUMNS], counts))
-            zeros += sum(zero)
-            if self.threshold:
-                filled = list(map(sub, counts, map(add, zero, flat[_BAD::_COLUMNS]) if self.nonfinite else zero))
-                nonzero += sum(filled)
-                lost += sum(map(mul, flat[_LOST::_COLUMNS], filled))
-        if not total:
-            return None
-        return largest, zeros / total, ((lost / nonzero if nonzero else 0.0) if self.threshold else None)
-
-    def cells(self, count):
-        """(float32 rows of `count` places as array("f"), mask of columns). A tensor that was not read has a row of NaN."""
-        if self.blocks:
-            cells = _spread(self.blocks, count, array("f", [math.nan]), _COLUMNS)
-            return cells, (1 << _COLUMNS) - 1 if self.threshold else _ALL_BUT_LOST
-        flat = array("f", [math.nan]) * (count * _COLUMNS)
-        norms, bad = self.norms, self.nonfinite
-        flat[_NORM::_COLUMNS] = array("f", [norms.get(place, math.nan) for place in range(count)])
-        flat[_BAD::_COLUMNS] = array("f", [bad.get(place, 0.0 if place in norms else math.nan) for place in range(count)])
-        return flat, NORM_ONLY
-
-    def buckets(self, count):
-        """u32 histograms of `count` places as array("I"), zeros where a tensor was not read."""
-        return _spread(self.histograms, count, array("I", [0]), wire.HISTOGRAM_BUCKETS)
+def _plain(tensors):
+    torch = sys.modules["torch"]
+    return set(map(type, tensors)) <= {torch.Tensor, torch.nn.Parameter}
 
 
-def _spread(blocks, count, empty, width):
-    """The rows of all blocks at their places in an array of `count` rows, the others filled with `empty`."""
-    places, flat = blocks[0]
-    if len(places) == count:  # all on one device, all with a gradient: in order already
-        return _packed(flat, empty.typecode)
-    cells = empty * (count * width)
-    for places, flat in blocks:
-        packed = _packed(flat, empty.typecode)
-        for index, place in enumerate(places):
-            cells[width * place : width * (place + 1)] = packed[width * index : width * (index + 1)]
-    return cells
+def _device_index():
+    """-1 for a tensor on the CPU; an order of magnitude less than comparing devices."""
+    return sys.modules["torch"].Tensor.get_device
 
 
-def _packed(flat, typecode):
-    """An array of Python numbers: struct packs 1,200 of them in 6 us, where array takes 13, but refuses what is too large."""
-    cells = array(typecode)
-    try:
-        cells.frombytes(struct.pack("%d%s" % (len(flat), typecode), *flat))
-    except OverflowError:
-        cells.extend(flat)
-    return cells
+def _numel():
+    return sys.modules["torch"].Tensor.numel
+
+
+def _there(value, tensors):
+    """A 0-d tensor on the device of `tensors`, on which a kernel reads it; one from the CPU is copied without waiting."""
+    return value if value is None or value.device == tensors[0].device else value.to(tensors[0].device, non_blocking=True)
 
 
 def _at_hand(value, tensors):

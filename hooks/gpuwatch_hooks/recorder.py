@@ -15,6 +15,7 @@ import time
 
 from . import in_backward, stepping
 from .governor import Governor
+from .kernels.selection import Selection
 from .part import Part
 from .probes import ORDER
 from .probes.phases import PhaseClock
@@ -43,7 +44,13 @@ class Recorder:
             from . import lr_range
 
             self.probes += lr_range.wanted()
+        if os.environ.get("GPUWATCH_AMP_PROBE"):
+            from .amp import live
+
+            self.probes += live.wanted()
         self.by_name = {probe.name: probe for probe in self.probes}
+        self.selection = Selection(session)
+        self._rebind()
         self.hook_ns = 0  # taken by the hooks since the last part was closed
         self.backwards = 0  # outermost backward calls so far
         self.iteration = 0
@@ -59,16 +66,32 @@ class Recorder:
     # ------------------------------------------------------------------------------------------------- installation
     def install(self):
         """Put all probes and the step hooks in. A probe that does not fit this torch is left out, not the rest."""
-        import torch
         from torch.optim import optimizer
 
         guard, ledger = self.session.guard, self.session.ledger
         for probe in self.probes:
             guard.run(probe.name, probe.install, self)
-        # no_grad: gradients that have a graph themselves (create_graph=True) must not have ours added to it
-        before, after = torch.no_grad()(self._before_step), torch.no_grad()(self._after_step)
-        ledger.hook(optimizer.register_optimizer_step_pre_hook, guard.wrap("recorder", before))
-        ledger.hook(optimizer.register_optimizer_step_post_hook, guard.wrap("recorder", after))
+        ledger.hook(optimizer.register_optimizer_step_pre_hook, guard.wrap("recorder", _without_graph(self._before_step)))
+        ledger.hook(optimizer.register_optimizer_step_post_hook, guard.wrap("recorder", _without_graph(self._after_step)))
+
+    def admit(self, probe):
+        """A probe that somebody has asked for while the job runs, the last in their order. From any thread."""
+        self.session.guard.run(probe.name, probe.install, self)
+        self.probes = [*self.probes, probe]
+        self._rebind()
+
+    def dismiss(self, probe):
+        """It has done its work."""
+        self.probes = [other for other in self.probes if other is not probe]
+        self._rebind()
+
+    def _rebind(self):
+        self._all_before, self._all_after = self._calls("before"), self._calls("after")
+
+    def _calls(self, moment):
+        """Every probe's method for this moment, as one call that keeps the probes' faults apart."""
+        found = [(probe.name, getattr(probe, moment, None)) for probe in self.probes]
+        return self.session.guard.together([(name, function) for name, function in found if function is not None])
 
     def remove(self):
         """Forget what is being measured; the session's ledger takes the hooks out."""
@@ -112,9 +135,7 @@ class Recorder:
             return None
         self.clock.enter("other", began)
         replaced = stepping.count_closure(part, self.clock, self.session.guard, args, kwargs)
-        for probe in self.probes:
-            if hasattr(probe, "before"):
-                self.session.guard.run(probe.name, probe.before, part)
+        self._all_before(part)
         done = _now()
         self.hook_ns += done - began
         self.clock.leave(done)
@@ -174,9 +195,7 @@ class Recorder:
         entry.part = None
         entry.steps += 1
         self._number(part)
-        for probe in self.probes:
-            if hasattr(probe, "after"):
-                guard.run(probe.name, probe.after, part)
+        self._all_after(part)
         part.ended = _now()
         guard.run("phases", self.by_name["phases"].close, part)
         self._account(part, self.hook_ns + part.ended - began)
@@ -252,3 +271,23 @@ class Recorder:
             text = "a CUDA graph is captured: its replays call no hook, so only steps outside it are recorded"
             self.session.event("graph_capture", self.iteration, 0.0, text)
         return True
+
+
+def _without_graph(function):
+    """`function` with gradients off: those that have a graph themselves (create_graph=True) must not have ours added to it.
+
+    By torch's own switch, since `torch.no_grad` is watched by a probe, and takes three times as long.
+    """
+    import torch
+
+    enabled, switch = torch.is_grad_enabled, torch._C._set_grad_enabled
+
+    def hook(*args):
+        before = enabled()
+        switch(False)
+        try:
+            return function(*args)
+        finally:
+            switch(before)
+
+    return hook

@@ -1,6 +1,7 @@
 """Who steps: every optimizer seen, the tensors it owns, and their places in the name tables."""
 
 import weakref
+from operator import is_
 
 from . import discovery, wire
 
@@ -29,7 +30,7 @@ class Entry:
         self.uniform = True  # all gradients are ordinary tensors on one device
         self.training = None  # whether its modules were in train() at the last backward
         self.in_step = 0  # depth: a subclass may call super().step(), and then both fire
-        self._ids = None
+        self._listed = None  # the tensors as the groups list them, to be compared by identity
         self._references = []
         if optimizer is not None:
             self.belong_to(optimizer)
@@ -40,7 +41,7 @@ class Entry:
         self.optimizer = weakref.ref(optimizer, self._let_go)
 
     def _let_go(self, _reference):
-        self.parameters, self.part, self._ids = [], None, None
+        self.parameters, self.part, self._listed = [], None, None
 
     def alive(self):
         """Whether its optimizer still exists."""
@@ -51,12 +52,16 @@ class Entry:
         references = self._references
         return len(references) == len(parameters) and all(r() is p for r, p in zip(references, parameters))
 
+    def lists(self, parameters):
+        """Whether these very tensors, in this order, are what it was last told of."""
+        listed = self._listed
+        return listed is not None and len(listed) == len(parameters) and all(map(is_, listed, parameters))
+
     def parameters_changed(self, parameters):
         """Take `parameters` over when they are others than last time (a group was added, a model unfrozen or replaced)."""
-        ids = list(map(id, parameters))
-        if ids == self._ids:
+        if self.lists(parameters):
             return False
-        self._ids = ids
+        self._listed, ids = parameters, list(map(id, parameters))
         self._references = list(map(weakref.ref, parameters))
         self.uniform = True
         self.parameters = list(dict(zip(ids, parameters)).values())  # a tensor listed twice counts once
@@ -87,8 +92,12 @@ class Roster:
 
     def entry(self, optimizer):
         """The entry of `optimizer`, made and announced when it is new, and renewed when its tensors have changed."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        groups = optimizer.param_groups
+        parameters = groups[0]["params"] if len(groups) == 1 else [p for group in groups for p in group["params"]]
         entry = self.find(optimizer)
+        if entry is not None and not entry.unnamed and entry.lists(parameters):
+            return entry
+        parameters = list(parameters)
         if entry is None:
             entry = self._inherited(optimizer, parameters)
             if entry is None:

@@ -176,6 +176,11 @@ class Session:
         if not self.over:
             self.outbox.put_facts(facts)
 
+    def errand(self, function):
+        """Have the control thread call `function` soon, once: for what takes too long in the middle of a step."""
+        if self.control is not None and not self.over:
+            self.control.errands.append(function)
+
     @property
     def step(self):
         """Number of the last optimizer step; 0 before the first."""
@@ -185,6 +190,12 @@ class Session:
     def adjust(self, changes, explicit):
         """Take adjustable settings from a dict; see settings.adjusted."""
         self.settings = settings.adjusted(self.settings, changes, explicit)
+
+    def probe_amp(self, request):
+        """Measure in the running job what mixed precision brings; `request` as amp/live.py reads it."""
+        from .amp import live
+
+        self.guard.run("amp_probe", live.begin, self.recorder, request)
 
     # ----------------------------------------------------------------------------------------------------------- end
     def end(self, reason):

@@ -41,12 +41,12 @@ class OneStep:
         part.gradients = self.gradients.begin(self.entry)
         reading = part.gradients.reading
         reading.threshold = True
-        reading.entries = dict.fromkeys(range(TENSORS), 4)
+        reading.count(range(TENSORS), (4,) * TENSORS)
         places = range(TENSORS)
         began = clock()
-        reading._take_rows(places, self.rows)
+        reading.take_rows(places, self.rows)
         if histograms:
-            reading._take_histograms(places, self.buckets)
+            reading.take_histograms(places, self.buckets)
         part.at_end(self.gradients._finish)
         part.close()
         part.write(self.session, self.session.guard)

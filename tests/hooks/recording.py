@@ -61,6 +61,9 @@ class RecordingSession:
     def meta(self, facts):
         self.told.append(facts)
 
+    def errand(self, function):
+        function()  # the control thread's, when there is one
+
     def drop(self, reason):
         self.dropped.append(reason)
 

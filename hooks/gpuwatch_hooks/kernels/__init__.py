@@ -2,7 +2,7 @@
 
 A kernel is a module with three functions; each takes the tensors that `dense.readable` prepared (real, strided, dense):
 
-    norms(tensors)                        -> Norms       the always-on pass: one read of every element
+    norms(tensors, sizes=None)            -> Norms       the always-on pass: one read of every element
     table(tensors, scale, threshold)      -> Table       every column of wire.TENSOR_COLUMNS: several reads, sampled
     histograms(tensors, scale)            -> int32[n,64] log2 magnitudes: dear, sampled
 

@@ -92,7 +92,7 @@ template <> struct Format<2> {
   }
 };
 
-// Calls take.entries<N>(float[N]) for every entry of the chunk, once, by whichever thread: 16-byte loads where they are aligned.
+// Calls take.entries<N>(float[N]) for every entry of the chunk, once, by whichever thread; 16 bytes a load where aligned.
 template <int KIND, typename Take>
 __device__ __forceinline__ void each(const char* data, u32 count, Take& take) {
   typedef Format<KIND> F;

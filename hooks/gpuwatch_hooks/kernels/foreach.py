@@ -12,7 +12,7 @@ from .l2 import l2_norms
 PIECE_ELEMENTS = 1 << 22
 
 
-def norms(tensors):
+def norms(tensors, _sizes=None):
     """float64[len(tensors)] on the device: L2 norms, NaN or Inf where an entry is (the host then asks for a table)."""
     import torch
 

@@ -39,9 +39,10 @@ class _Plan:
 class Fused:
     """The kernel on one device. Used by one thread at a time."""
 
-    def __init__(self, device, facts):
+    def __init__(self, device, facts, errors=()):
         import torch
 
+        self.errors = errors  # exceptions of the device that mean: not with this kernel
         self.facts = facts  # what doctor and the run's facts say about it
         self.uploads = 0  # of addresses
         self._device = device

@@ -151,7 +151,7 @@ def test_clipping_costs_no_second_read(model, batches, monkeypatch):
     from gpuwatch_hooks.kernels import cpu
 
     calls, original = [], cpu.norms
-    monkeypatch.setattr(cpu, "norms", lambda tensors: calls.append(len(tensors)) or original(tensors))
+    monkeypatch.setattr(cpu, "norms", lambda tensors, sizes=None: calls.append(len(tensors)) or original(tensors, sizes))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     with recording(every=1000, histograms=False) as session:
         for inputs, targets in batches[:6]:

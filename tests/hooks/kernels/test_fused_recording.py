@@ -1,0 +1,236 @@
+"""A whole run that is read by the fused kernel (on the emulated device): the records are those of the plain CPU kernel."""
+
+import contextlib
+import math
+import shutil
+
+import pytest
+import torch
+from gpuwatch_hooks import wire
+from gpuwatch_hooks.kernels.selection import Selection
+from torch import nn
+
+from tests.hooks.kernels import emulated
+from tests.hooks.recording import RecordingSession
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not here")
+
+
+class RefusedError(Exception):
+    """What the emulated device raises when it is told to."""
+
+
+class EmulatedSelection(Selection):
+    """Gives the CPU's tensors to the emulated device; `refuse_after` launches it fails."""
+
+    def __init__(self, session, refuse_after=None):
+        super().__init__(session)
+        self.kernel = emulated.fused()
+        self.kernel.errors = (RefusedError,)
+        self.launches = 0
+        self.refuse_after = refuse_after
+        original = self.kernel._device.launch
+
+        def launch(*arguments):
+            self.launches += 1
+            if self.refuse_after is not None and self.launches > self.refuse_after:
+                raise RefusedError("CUDA_ERROR_LAUNCH_FAILED")
+            original(*arguments)
+
+        self.kernel._device.launch = launch
+
+    def concerns(self, _tensor):
+        return True
+
+    def fused(self, _device):
+        return self.kernel
+
+    def retire(self, _device, error):
+        self.kernel = None
+        self._fall_back(error)
+
+
+@contextlib.contextmanager
+def recording(*, emulate=True, refuse_after=None, **options):
+    session = RecordingSession(**options)
+    if emulate:
+        session.recorder.selection = EmulatedSelection(session, refuse_after)
+    session.recorder.install()
+    try:
+        yield session
+    finally:
+        session.ledger.remove()
+        session.close()
+
+
+def train(session_of, steps=4, make=torch.optim.AdamW, spoil=None, scaler=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 1))
+    optimizer = make(model.parameters(), lr=1e-2)
+    with session_of as session:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 6)).square().mean()
+            (scaler.scale(loss) if scaler else loss).backward()
+            if spoil is not None:
+                spoil(step, model)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+    assert session.faults == []
+    return session
+
+
+UNCOMPARED = {"overhead_ratio", "thinning_level", "autocast_ratio", "torch_device_index"}
+
+
+def same_records(one, other):
+    """Fields, rows and histograms of two sessions agree as two float32 sums do."""
+    for part, wanted in zip(one.parts(), other.parts(), strict=True):
+        for name, value in wanted.values.items():
+            if "seconds" not in name and name not in UNCOMPARED:
+                assert part.values[name] == pytest.approx(value, rel=1e-5, abs=1e-12, nan_ok=True), name
+    for family in wire.FAMILIES:
+        tables, wanted_tables = one.rows(family), other.rows(family)
+        for table, wanted_table in zip(tables, wanted_tables, strict=True):
+            for tensor, row in wanted_table.items():
+                for column, value in row.items():
+                    if not math.isnan(value):
+                        assert table[tensor][column] == pytest.approx(value, rel=2e-5, abs=1e-7), (family, tensor, column)
+        assert one.histograms(family) == other.histograms(family)
+
+
+def test_the_records_are_those_of_the_cpu_kernel():
+    fused, plain = train(recording()), train(recording(emulate=False))
+    same_records(fused, plain)
+
+
+def test_non_finite_entries_are_counted_at_every_step():
+    def spoil(step, model):
+        if step == 2:
+            model[2].weight.grad[0, :5] = math.nan
+            model[4].bias.grad[0] = math.inf
+
+    session = train(recording(every=1000), steps=3, spoil=spoil)
+    assert [part.values["grad_nonfinite_count"] for part in session.parts()] == [0.0, 0.0, 6.0]
+
+
+def test_every_field_comes_at_every_step_also_where_rows_are_rare():
+    """One pass has it all: only the tables on the wire become rare."""
+    fused, plain = train(recording(every=3), steps=7), train(recording(every=3, emulate=False), steps=7)
+    assert all("grad_absmax" in part.values and "grad_zero_ratio" in part.values for part in fused.parts())
+    assert sum("grad_absmax" in part.values for part in plain.parts()) == 3
+
+
+def test_the_scale_of_the_loss_is_taken_out():
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    fused, plain = train(recording(), scaler=scaler()), train(recording(emulate=False), scaler=scaler())
+    assert fused.parts()[1].values["loss_scale"] == 1024.0
+    same_records(fused, plain)
+
+
+def test_what_the_kernel_cannot_read_goes_to_the_plain_one():
+    """float64, sparse and complex gradients beside ordinary ones: nothing is lost, and ordinary ones stay in one pass."""
+
+    def run(emulate):
+        torch.manual_seed(1)
+        parameters = [nn.Parameter(torch.randn(30, 4)), nn.Parameter(torch.randn(7, dtype=torch.float64))]
+        parameters += [nn.Parameter(torch.randn(5, dtype=torch.complex64)), nn.Parameter(torch.randn(20, 3))]
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        with recording(emulate=emulate) as session:
+            for _ in range(3):
+                parameters[0].grad = torch.randn(30, 4)
+                parameters[1].grad = torch.randn(7, dtype=torch.float64)
+                parameters[2].grad = torch.randn(5, dtype=torch.complex64)
+                parameters[3].grad = torch.sparse_coo_tensor([[1, 4, 4]], torch.randn(3, 3), (20, 3), check_invariants=True)
+                optimizer.step()
+        assert session.faults == []
+        return session
+
+    same_records(run(True), run(False))
+
+
+def test_a_device_that_refuses_is_left_for_plain_operators():
+    session = train(recording(refuse_after=4), steps=5)
+    same_records(session, train(recording(emulate=False), steps=5))
+    reasons = [facts["kernel_reason"] for facts in session.told if "kernel_reason" in facts]
+    assert reasons == ["RefusedError: CUDA_ERROR_LAUNCH_FAILED"]
+
+
+def test_gradients_are_not_kept_alive():
+    import weakref
+
+    with recording() as session:
+        parameter = nn.Parameter(torch.ones(1000))
+        optimizer = torch.optim.SGD([parameter], lr=1e-3)
+        parameter.grad = torch.ones(1000)
+        gone = weakref.ref(parameter.grad)
+        optimizer.step()
+        parameter.grad = None
+    assert gone() is None
+    assert session.parts()[0].values["grad_norm"] == pytest.approx(math.sqrt(1000))
+
+
+class Told:
+    """The session as a Selection sees it."""
+
+    def __init__(self):
+        self.errands, self.facts = [], []
+
+    def errand(self, function):
+        self.errands.append(function)
+
+    def meta(self, facts):
+        self.facts.append(facts)
+
+
+CUDA = torch.device("cuda", 0)
+
+
+def test_the_kernel_is_made_off_the_training_thread_and_used_when_it_is_there():
+    told, made = Told(), []
+    selection = Selection(told, load=lambda index: made.append(index) or emulated.fused())
+    assert [selection.fused(CUDA) for _ in range(3)] == [None, None, None]
+    assert made == []
+    assert len(told.errands) == 1  # asked for once
+    told.errands[0]()
+    assert made == [0]
+    assert selection.fused(CUDA).facts is told.facts[0]
+    assert selection.fused(torch.device("cpu")) is None
+
+
+def test_why_it_is_not_there_is_a_fact_of_the_run():
+    def load(_index):
+        raise RuntimeError("no compiler")
+
+    told = Told()
+    selection = Selection(told, load)
+    selection.fused(CUDA)
+    told.errands[0]()
+    assert told.facts == [{"kernel": "foreach", "kernel_reason": "RuntimeError: no compiler"}]
+    assert selection.fused(CUDA) is None
+    assert len(told.errands) == 1
+
+
+def test_plain_operators_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("GPUWATCH_HOOKS_KERNEL", "foreach")
+    told = Told()
+    assert Selection(told).fused(CUDA) is None
+    assert told.errands == []
+    assert told.facts == [{"kernel": "foreach", "kernel_reason": "GPUWATCH_HOOKS_KERNEL=foreach"}]
+
+
+def test_a_machine_without_a_driver_falls_back():
+    """The real way, on a machine without CUDA (with one this reads what a device that does not exist says)."""
+    told = Told()
+    selection = Selection(told)
+    selection.fused(torch.device("cuda", 99))
+    told.errands[0]()
+    (facts,) = told.facts
+    assert facts["kernel"] == "foreach"
+    assert len(facts["kernel_reason"]) > 10
