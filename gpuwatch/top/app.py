@@ -54,6 +54,7 @@ class TopApp(App[int]):
         Binding("q,ctrl+c", "quit", "quit"),
         Binding("s", "sort", "sort by next"),
         Binding("r", "reverse", "reverse"),
+        Binding("t", "tree", "tree"),
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("escape", "unfilter", "no filter", show=False),
         Binding("k", "signal", "send signal"),
@@ -101,6 +102,10 @@ class TopApp(App[int]):
 
     def action_reverse(self) -> None:
         self._table.reverse()
+        self._draw()
+
+    def action_tree(self) -> None:
+        self._table.as_tree = not self._table.as_tree
         self._draw()
 
     def action_filter(self) -> None:
@@ -167,7 +172,7 @@ class TopApp(App[int]):
             panel = self._below(f"#{name}", VerticalScroll)
             panel.styles.height = rows
             panel.query_one(Static).update(_text(lines))
-        self._table.show(process_rows.rows(reading, self.history), width)
+        self._table.show(process_rows.rows(reading, self.history), reading, width)
 
 
 def _text(lines: Iterable[Line]) -> Any:

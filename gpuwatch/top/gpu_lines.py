@@ -65,12 +65,12 @@ def _row(gpu: GpuReport, width: int) -> Line:
     parts = [
         (0, label),
         (1, [Segment(f"{percent(busy):>4} "), Segment(bar(busy, 10), _UTILIZATION)]),
-        (1, [Segment(f"{_memory_text(values):>11} "), Segment(bar(_share_of_memory(values, used), 10), _MEMORY)]),
-        (4, [Segment(f"peak {of_bytes(peak):>5}", _PEAK)] if peak is not None else []),
-        (2, _power(values, 0)),
-        (3, _temperature(values)),
-        (5, _clocks(values)),
-        (1, _throttled(values)),
+        (2, [Segment(f"{_memory_text(values):>11} "), Segment(bar(_share_of_memory(values, used), 10), _MEMORY)]),
+        (6, [Segment(f"peak {of_bytes(peak):>5}", _PEAK)] if peak is not None else []),
+        (4, _power(values, 0)),
+        (5, _temperature(values)),
+        (7, _clocks(values)),
+        (3, _throttled(values)),
     ]
     return fitted(parts, width)
 

@@ -41,6 +41,7 @@ class ProcessRow:
 
 #: Heading -> (cells that it can be cut down to, its place in the order in which columns give way on a narrow screen).
 COLUMNS = {
+    "PROCESS": (28, 0),  # in the tree, in place of GPU, PID, JOB and COMMAND
     "GPU": (4, 0), "PID": (8, 0), "USER": (8, 3), "SM": (4, 1), "MEM": (6, 0), "PEAK": (6, 4), "CPU": (5, 5), "RAM": (6, 6),
     "JOB": (14, 1), "CONTAINER": (12, 8), "SLURM": (8, 7), "COMMAND": (12, 2),
 }  # fmt: skip
@@ -127,20 +128,21 @@ def matching(found: Iterable[ProcessRow], wanted: str) -> list[ProcessRow]:
     return [row for row in found if all(_has(row, word) for word in words)]
 
 
-def columns(found: list[ProcessRow], width: int, marked: str = "") -> dict[str, int]:
+def columns(texts: list[dict[str, str]], width: int, marked: str = "") -> dict[str, int]:
     """Heading -> cells, for those columns that fit into `width` and have anything to say; two cells of gap between them.
 
-    The heading of the column `marked` gets room for an arrow.
+    `texts`: what `cells` says of each row, or the lines of a tree. The heading of the column `marked` gets room for an arrow.
     """
-    texts = [cells(row) for row in found]
-    always = ("GPU", "PID", "MEM", "COMMAND", marked)
-    shown = [name for name in COLUMNS if name in always or any(text[name] not in ("", MISSING) for text in texts)]
+    always = {"PROCESS", "MEM", marked} if texts and "PROCESS" in texts[0] else {"GPU", "PID", "MEM", "COMMAND", marked}
+    there = texts[0].keys() if texts else always
+    said_by = {name: any(text[name] not in ("", MISSING) for text in texts) for name in there}
+    shown = [name for name in COLUMNS if name in there and (name in always or said_by[name])]
     said = {name: max([len(name) + (name == marked), *(len(text[name]) for text in texts)]) for name in shown}
     for name in sorted(said, key=lambda name: -COLUMNS[name][1]):
         wide = sum(said.values()) + 2 * len(said) - width
         if wide <= 0:
             break
-        if name in ("JOB", "COMMAND", "USER", "CONTAINER"):  # these can be cut before they have to go
+        if name in ("PROCESS", "JOB", "COMMAND", "USER", "CONTAINER"):  # these can be cut before they have to go
             said[name] = max(min(COLUMNS[name][0], said[name]), said[name] - wide)
             wide = sum(said.values()) + 2 * len(said) - width
         if wide > 0 and COLUMNS[name][1] > 0:

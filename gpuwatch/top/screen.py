@@ -93,7 +93,7 @@ def processes(found: list[ProcessRow], width: int) -> list[Line]:
     """The table as plain lines, with its head."""
     if not found:
         return [[Segment("no process on a GPU", "dim")]]
-    widths = process_rows.columns(found, width)
+    widths = process_rows.columns([process_rows.cells(row) for row in found], width)
 
     def line(texts: dict[str, str], style: str) -> Line:
         told = []

@@ -92,18 +92,18 @@ def test_the_view_follows_the_terminals_size(trained):
 def test_sort_reverse_and_filter(trained):
     async def keys(app, pilot):
         table = app.query_one(ProcessTable)
-        assert [row.memory_bytes >> 30 for row in table._rows] == [39, 8, 1]
+        assert [row.memory_bytes >> 30 for row in table.processes] == [39, 8, 1]
         await pilot.press("r")
-        assert [row.memory_bytes >> 30 for row in table._rows] == [1, 8, 39]
+        assert [row.memory_bytes >> 30 for row in table.processes] == [1, 8, 39]
         await pilot.press("s")
         await until(pilot, lambda: "SM▼" in screen_text(app))
         await pilot.press("slash", *"gpu:1")
         await pilot.press("enter")
-        assert [row.gpu for row in table._rows] == ["1"]
+        assert [row.gpu for row in table.processes] == ["1"]
         await pilot.press("slash", *"gpu:1 digits")
-        assert table._rows == []
+        assert table.processes == []
         await pilot.press("escape")
-        assert len(table._rows) == 3
+        assert len(table.processes) == 3
         assert app.focused is table
         assert not app.query_one("#filter", Input).has_class("open")
 

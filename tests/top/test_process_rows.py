@@ -71,12 +71,12 @@ def test_filter(trained, rows):
 
 def test_columns_fit_and_the_important_ones_stay(rows):
     for width in (30, 45, 60, 80, 160):
-        widths = columns(rows, width)
+        widths = columns([cells(row) for row in rows], width)
         assert {"GPU"} <= set(widths)
         assert sum(widths.values()) + 2 * len(widths) <= width
         assert max(len(plain(line)) for line in screen.processes(rows, width)) <= width
-    assert {"PID", "SM", "MEM", "JOB", "COMMAND"} <= set(columns(rows, 60))
-    assert "CONTAINER" not in columns(rows, 160), "nobody has one"
+    assert {"PID", "SM", "MEM", "JOB", "COMMAND"} <= set(columns([cells(row) for row in rows], 60))
+    assert "CONTAINER" not in columns([cells(row) for row in rows], 160), "nobody has one"
 
 
 def test_processor_use_comes_from_two_readings(trained):
