@@ -35,11 +35,9 @@ from gpuwatch.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-#: Without news from any ring for IDLE_AFTER_SECONDS the rings are looked at this often. All these periods are as long as
-#: their readers allow: a thread that wakes up costs 0.15 ms, whatever it then finds, and the first step of a batch 0.25 ms
-#: of judging where the next ones cost 0.06.
-IDLE_POLL_SECONDS = 0.5
-IDLE_AFTER_SECONDS = 2.0
+#: How often the main thread wakes up without a ring to look at. All these periods are as long as their readers allow: a thread
+#: that wakes up costs 0.15 ms, whatever it then finds, and the first step of a batch 0.25 ms of judging, the next ones 0.06.
+IDLE_SECONDS = 0.5
 TICK_SECONDS = 0.5
 STATUS_SECONDS = 5.0
 NVML_SECONDS = 0.05
@@ -86,16 +84,16 @@ class Daemon:
             Guard("intake", self._take_in, self.stats),
             Guard("state", upkeep.keep_state, self.stats, TICK_SECONDS),
         ]
-        self._idle_seconds = IDLE_POLL_SECONDS
+        self._longest_seconds = STATUS_SECONDS  # the shortest period that somebody has asked for
         if self.notifier.heard:
             period_seconds = self.notifier.watchdog_seconds or STATUS_SECONDS
             self._turns.append(Guard("systemd", upkeep.tell_systemd, self.stats, period_seconds))
-            self._idle_seconds = min(self._idle_seconds, period_seconds)
+            self._longest_seconds = min(self._longest_seconds, period_seconds)
         if self.supervisor is not None:
             self._turns.append(Guard("nvml", self.supervisor.turn, self.stats, NVML_SECONDS))
         if config.sampling.host:
             self._turns.append(Guard("host", upkeep.sample_host, self.stats, config.sampling.host_seconds))
-            self._idle_seconds = min(self._idle_seconds, config.sampling.host_seconds)
+            self._longest_seconds = min(self._longest_seconds, config.sampling.host_seconds)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. 0: everything was drained and flushed in time; 1: it was not."""
@@ -127,9 +125,8 @@ class Daemon:
     def _patience_seconds(self) -> float:
         if self._backlog:
             return 0.0
-        if self.intake.idle_seconds(time.monotonic_ns()) > IDLE_AFTER_SECONDS:
-            return max(self.config.daemon.poll_seconds, self._idle_seconds)
-        return self.intake.patience_seconds(self.config.daemon.poll_seconds)
+        usual_seconds = self.config.daemon.poll_seconds if self.intake.sessions else IDLE_SECONDS
+        return min(self._longest_seconds, self.intake.patience_seconds(usual_seconds))
 
     def _shut_down(self) -> int:
         """Hear what is still said, read the rings dry, flush everything; all within daemon.shutdown_seconds."""

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import time
 
 import pytest
 from gpuwatch_hooks import wire
@@ -37,7 +38,7 @@ def open_run(state, ring_id=1):
 def send(state, run, *losses):
     for loss in losses:
         number = run.counters.records + 1
-        state.ring(run, [(number, number, wire.KIND_STEP, step_record(number, loss))])
+        state.ring(run, [(number, time.monotonic_ns(), wire.KIND_STEP, step_record(number, loss))])
 
 
 def test_a_finding_opens_is_known_to_the_state_and_closes_with_its_run(state, judge):
@@ -78,6 +79,23 @@ def test_steps_beyond_what_may_wait_are_counted(state, monkeypatch):
     assert stats.value("steps_not_judged") == 15
     judge.turn()
     assert not judge._waiting
+
+
+def test_a_turn_is_asked_for_before_too_much_waits(state, monkeypatch):
+    """Also before the steps of a run with large tables are too many bytes: see the test below."""
+    monkeypatch.setattr(judge_module, "MAX_WAITING_STEPS", 100)
+    asked = []
+    judge = Judge(Engine(), state, SelfStats())
+    judge.hurry = lambda: asked.append(len(judge._waiting))
+    state.on_step.append(judge.hear)
+    run = open_run(state)
+    send(state, run, *[1.0] * 25)
+    assert not asked
+    send(state, run, 1.0)
+    assert asked == [26]
+    judge.turn()
+    send(state, run, 1.0)
+    assert asked == [26]
 
 
 def test_the_tables_that_wait_are_bounded_in_bytes_and_carry_no_histograms(state, monkeypatch):

@@ -38,9 +38,6 @@ BYTES_PER_TURN = 4 << 20
 #: How long no caller is accepted after we ran out of descriptors: the listening socket would stay ready and spin the loop.
 ACCEPT_PAUSE_NS = 200_000_000
 MAX_SESSION_FAULTS = 3
-#: A ring may be as full as this when it is looked at, and is not looked at more often than each MIN_PERIOD_SECONDS for it.
-MAX_FILL_RATIO = 0.125
-MIN_PERIOD_SECONDS = 0.02
 MAX_REFUSALS_KEPT = 64
 
 #: A process has ended, but a child of its may hold the socket and go on talking: this many turns are heard.
@@ -95,16 +92,8 @@ class Intake:
         return any(backlog)
 
     def patience_seconds(self, period_seconds: float) -> float:
-        """When to look again: after `period_seconds`, or sooner where a ring fills fast, to find it MAX_FILL_RATIO full."""
-        fastest = max((session.fill_ratio_per_second for session in self.sessions.values()), default=0.0)
-        if fastest * period_seconds <= MAX_FILL_RATIO:
-            return period_seconds
-        return max(MAX_FILL_RATIO / fastest, min(period_seconds, MIN_PERIOD_SECONDS))
-
-    def idle_seconds(self, now_ns: int) -> float:
-        """How long no ring has brought anything."""
-        newest = max((session.last_record_ns for session in self.sessions.values()), default=0)
-        return (now_ns - newest) / 1e9
+        """When to look at the rings again: after `period_seconds`, or sooner where one fills fast."""
+        return min((session.pace.period_seconds(period_seconds) for session in self.sessions.values()), default=period_seconds)
 
     def reconfigure(self, hooks: Hooks) -> None:
         """Tell every process what is asked of it from now on."""

@@ -13,6 +13,7 @@ from gpuwatch.intake.admission import Admission
 from gpuwatch.intake.decode import Bye, Command, Ended, HelloMessage, MediaMessage, Message
 from gpuwatch.intake.descriptors import DescriptorError
 from gpuwatch.intake.media import read_media
+from gpuwatch.intake.pace import Pace
 from gpuwatch.intake.peers import Peer
 from gpuwatch.intake.redaction import clean_text
 from gpuwatch.intake.rings import RawRecord, RingReader
@@ -34,9 +35,7 @@ class Session:
         self.received = run.acknowledged  # the last numbered message that was taken, durable or not yet
         self.refused = False  # the state would not take a message: the connection must begin again
         self.faults = 0  # batches in a row that could not be taken
-        self.last_record_ns = 0
-        self.fill_ratio_per_second = 0.0  # how fast its process filled the ring between the last two looks: 1.0 is all of it
-        self._looked_ns = time.monotonic_ns()
+        self.pace = Pace(reader.slot_count, time.monotonic_ns())
         self._drops: dict[str, int] = {}  # the hooks' own counters, as they were last
         self._end: int | None = None  # the last record to read, once nothing may follow
         reader.seek(run.resume_sequence)
@@ -54,8 +53,7 @@ class Session:
     def take(self, state: State, now_ns: int) -> bool:
         """Move one batch from the ring to the state. True when more is waiting than the batch took."""
         reader = self.reader
-        seconds, self._looked_ns = max(1e-3, (now_ns - self._looked_ns) / 1e9), now_ns
-        self.fill_ratio_per_second = reader.waiting / reader.slot_count / seconds
+        self.pace.look(reader.waiting, now_ns)
         lost, damaged = reader.overwritten, reader.damaged
         records = reader.read()
         if reader.overwritten > lost:
@@ -68,7 +66,6 @@ class Session:
             self._count_drops(state)
         if not records:
             return False
-        self.last_record_ns = now_ns
         state.ring(self.run, [_without_secrets(record) for record in records])
         return reader.waiting > 0 and not self.drained
 
