@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from gpuwatch.attach import connected, injector, payload, preflight, remote_debug
+from gpuwatch.attach import connected, injector, payload, preflight, remote_debug, visit
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.loader import LEFT_AT, REPORT_BYTES, REPORTED
 from gpuwatch.attach.payload import Place
@@ -24,6 +24,10 @@ MakeText = Callable[[Place], str]
 #: Answers that only mean "not at this moment", and how long until it is worth asking again: torch is being imported, the main
 #: thread was in one of our own hooks or in a lock of the import system, our thread still delivers.
 _AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "locked": 0.005, "leaving": 0.02, "loading": 0.02}
+#: What has been filed is still carried out for so long when the command no longer waits for it.
+QUEUED_SECONDS = 600.0
+#: A main thread that has not come by for so long is looked at: where it sleeps harmlessly, it is sent to the interpreter.
+_VISIT_AFTER_SECONDS, _BETWEEN_VISITS_SECONDS, _MOST_VISITS = 0.1, 0.1, 50
 #: What an attach may set, as the hooks name it.
 ADJUSTABLE = ("every", "histograms", "overhead_budget", "detach_after_seconds")
 GOOD_ANSWERS = ("installed", "already", "detached", "absent", "possible")
@@ -115,7 +119,7 @@ def _enter(process: Process, way: str, verb: str, options: dict[str, Any], timeo
     blob = payload.pack(modules) if verb == "begin" else b""
 
     def text(place: Place) -> str:
-        return payload.build(modules, verb, options, process, place, timeout_seconds)
+        return payload.build(modules, verb, options, process, place, max(timeout_seconds, QUEUED_SECONDS))
 
     go = _by_remote_debugging if way == "remote-debug" else _by_injector
     leaving = False
@@ -165,7 +169,8 @@ def _by_remote_debugging(process: Process, make_text: MakeText, blob: bytes, tim
         return make_text(Place(report, path or None, None)).encode()
 
     report, stopped = remote_debug.request(process, script, blob)
-    return _await_report(process, report, timeout_seconds) or _queued(process), stopped
+    answer, stood = _await_report(process, report, timeout_seconds)
+    return answer or _queued(process, ""), max(stopped, stood)
 
 
 def _by_injector(process: Process, make_text: MakeText, blob: bytes, timeout_seconds: float) -> tuple[str, float]:
@@ -174,9 +179,11 @@ def _by_injector(process: Process, make_text: MakeText, blob: bytes, timeout_sec
 
     injection = injector.inject(process.pid, text, process.start_ticks, blob=blob)
     stopped = injection.stopped_microseconds
-    answer = _await_report(process, injection.area, timeout_seconds) or _left(process, injection.area)
+    answer, stood = _await_report(process, injection.area, timeout_seconds)
+    stopped = max(stopped, stood)
+    answer = answer or _left(process, injection.area)
     if answer is None:
-        return _queued(process), stopped
+        return _queued(process, injection.found_in), stopped
     with suppress(InjectError, OSError):  # what cannot be unmapped now are 300 KB that nobody reads
         stopped = max(stopped, injector.release(process.pid, injection.area, injection.area_bytes))
     return answer, stopped
@@ -192,18 +199,35 @@ def _left(process: Process, area: int) -> str | None:
         os.close(memory)
 
 
-def _await_report(process: Process, address: int, timeout_seconds: float) -> str | None:
-    deadline = time.monotonic() + timeout_seconds
+def _await_report(process: Process, address: int, timeout_seconds: float) -> tuple[str | None, float]:
+    """What the target has reported at `address`, or None after the timeout; microseconds for which a visit has held it."""
+    began = time.monotonic()
+    look_at, visits, stopped = began + _VISIT_AFTER_SECONDS, 0, 0.0
     memory = os.open(f"/proc/{process.pid}/mem", os.O_RDONLY)
     try:
-        while time.monotonic() < deadline:
+        while (now := time.monotonic()) < began + timeout_seconds:
             answer = _read_report(process, memory, address)
             if answer is not None:
-                return answer
+                return answer, stopped
+            if now >= look_at and visits < _MOST_VISITS:
+                held = _visited(process)
+                visits, stopped = visits + (held > 0), max(stopped, held)
+                look_at = time.monotonic() + _BETWEEN_VISITS_SECONDS
             time.sleep(_POLL_SECONDS)
     finally:
         os.close(memory)
-    return None
+    return None, stopped
+
+
+def _visited(process: Process) -> float:
+    """Send a main thread that sleeps to the interpreter; microseconds that it was held, 0 when it is not sent."""
+    if os.uname().machine != "x86_64":
+        return 0.0
+    with suppress(InjectError, OSError):
+        asleep = visit.may_visit(process.pid)
+        if asleep is not None:
+            return visit.visit(process.pid, process.start_ticks, asleep)
+    return 0.0
 
 
 def _read_report(process: Process, memory: int, address: int) -> str | None:
@@ -213,17 +237,20 @@ def _read_report(process: Process, memory: int, address: int) -> str | None:
     return raw[8:].split(b"\0", 1)[0].decode(errors="replace") if raw[0] == REPORTED else None
 
 
-def _queued(process: Process) -> str:
-    where = waiting_in(process.pid)
-    return f"queued: the main thread has not come back to Python{f' (it is in {where})' if where else ''}"
+def _queued(process: Process, found_in: str) -> str:
+    asleep = visit.asleep(process.pid)
+    where = waiting_in(process.pid) if asleep is not None else ""
+    place = f"sleeps in {where}" if where else f"runs code of {found_in}" if found_in else "is busy"
+    return f"queued: the main thread has not come back to Python (it {place})"
 
 
 #: What the target may answer instead, and what its user is told: sentence (the rest of the answer in place of {}), fix.
 _EXPLAINED = {
-    "queued": ("{}", "it goes in by itself when that ends, or not at all after --timeout"),
-    "expired": ("the main thread came to it too late", "try again with a longer --timeout"),
-    "importing": ("it is still importing {}", "try again, or with a longer --timeout"),
-    "locked": ("it was in the middle of an import each time", "try again, or with a longer --timeout"),
+    "queued": ("{}", f"done as soon as it does, within {QUEUED_SECONDS / 60:.0f} minutes; --wait waits for that"),
+    "expired": ("the main thread came to it too late", "try again with --wait"),
+    "loading": ("an attach before this one is still under way", "wait for that one"),
+    "importing": ("it is still importing {}", "try again with --wait"),
+    "locked": ("it was in the middle of an import each time", "try again with --wait"),
     "inside": ("the hooks are not out yet", "run the command again"),
     "leaving": ("the hooks are not out yet", "run the command again"),
     "no_torch": ("torch is not loaded in it", "use --wait"),

@@ -6,7 +6,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from gpuwatch.attach import sigframe
@@ -19,6 +19,8 @@ _NR_RT_SIGRETURN = 15
 _RED_ZONE_BYTES = 128
 _DIRECTION_FLAG = 0x400
 _LEAST_SECONDS = 0.01
+#: Stands for the address of the data in `Detour.set_off`.
+DATA = -1
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 
 
@@ -74,6 +76,28 @@ class Detour:
         flags = self._before["eflags"] & ~_DIRECTION_FLAG
         self._go(rip=function, rsp=slot, rdi=first, rsi=slot + len(frame), rax=0, eflags=flags)
         self._to_syscall(_NR_RT_SIGRETURN, slot + 8)
+
+    def set_off(self, words: Sequence[int], data: bytes) -> int:
+        """Let the thread go on a way of its own; nanoseconds since the stop. Nothing is waited for.
+
+        It begins at the first of `words`; the others lie on its stack, as return addresses and what the code there pops, and
+        the last return is home. DATA among them becomes the address of `data`. An even number of words behind the first
+        keeps every function's stack aligned.
+        """
+        below = (len(words) - 1) * 8
+        slot = _slot(self._before["rsp"] - _RED_ZONE_BYTES - self.room - 64 - len(data))
+        frame = self._frame(slot)
+        address = slot + len(frame)
+        path = [address if word == DATA else word for word in words]
+        self._write(slot - below, struct.pack(f"<{len(path) - 1}Q", *path[1:]) + frame + data)
+        flags = self._before["eflags"] & ~_DIRECTION_FLAG
+        self._go(rip=path[0], rsp=slot - below, rax=0, eflags=flags)
+        return time.perf_counter_ns() - self.began_ns
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where the thread was stopped: system call or 2**64-1, stack pointer, instruction pointer."""
+        return self._before["orig_rax"], self._before["rsp"], self._before["rip"]
 
     @contextmanager
     def brought_home(self) -> Iterator[None]:

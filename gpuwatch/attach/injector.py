@@ -38,13 +38,14 @@ _Result = TypeVar("_Result")
 
 
 class Injection(NamedTuple):
-    """What it took."""
+    """What it took, and where the thread was."""
 
     stopped_microseconds: float
     resolve_microseconds: float
     area: int  # address and size of the mapping that the text lies in, which `release` unmaps; its first bytes are the report
     area_bytes: int
     interpreter: str
+    found_in: str  # the mapped file whose code the thread was running, by name; "" when it was none
 
 
 def inject(
@@ -70,24 +71,26 @@ def inject(
     payload = make_text(entry.free, area_bytes).encode() + b"\0"
     resolved = time.perf_counter_ns()
 
-    def work(thread: Tracee, memory: int) -> int:
+    def work(thread: Tracee, memory: int) -> tuple[int, int]:
         if start_ticks is not None and started(pid) != start_ticks:  # asked once it is ours: from then on its number is kept
             raise InjectError(f"process {pid} has ended, and another one has its number")
         return _file_call(thread, memory, entry, (blob, payload, area_bytes), call_timeout_seconds)
 
-    stopped_ns = _persistently(pid, work)
-    return Injection(stopped_ns / 1e3, (resolved - began) / 1e3, entry.free, area_bytes, entry.interpreter)
+    stopped_ns, instruction = persistently(pid, work)
+    code = next((m.path for m in entry.mappings if m.start <= instruction < m.end), "")
+    found_in = os.path.basename(code) if code.startswith("/") else ""
+    return Injection(stopped_ns / 1e3, (resolved - began) / 1e3, entry.free, area_bytes, entry.interpreter, found_in)
 
 
 def release(pid: int, area: int, area_bytes: int, call_timeout_seconds: float = 1.0) -> float:
     """Unmap the area once its text has run; microseconds that the thread stood still. Raises as `inject` does."""
     entry = resolve(pid)
     range_bytes = (area, area_bytes)
-    stopped_ns = _persistently(pid, lambda thread, memory: _unmap(thread, memory, entry, range_bytes, call_timeout_seconds))
+    stopped_ns = persistently(pid, lambda thread, memory: _unmap(thread, memory, entry, range_bytes, call_timeout_seconds))
     return stopped_ns / 1e3
 
 
-def _persistently(pid: int, work: Callable[[Tracee, int], _Result]) -> _Result:
+def persistently(pid: int, work: Callable[[Tracee, int], _Result]) -> _Result:
     """`work(thread, memory)` on the seized main thread, again where it met with something that passes and changed nothing."""
     for attempt in range(_ATTEMPTS):
         try:
@@ -125,8 +128,10 @@ def _seized(pid: int) -> Iterator[tuple[Tracee, int]]:
         os.close(memory)
 
 
-def _file_call(thread: Tracee, memory: int, entry: EntryPoints, given: tuple[bytes, bytes, int], timeout_seconds: float) -> int:
-    """Map an area of `given`'s size for its blob and text, file the call; nanoseconds that the thread stood still."""
+def _file_call(
+    thread: Tracee, memory: int, entry: EntryPoints, given: tuple[bytes, bytes, int], timeout_seconds: float
+) -> tuple[int, int]:
+    """Map an area for the given blob and text, file the call; nanoseconds that the thread stood still, and where it was."""
     blob, text, area_bytes = given
     detour = Detour(thread, memory, entry, timeout_seconds)
     stack_top = entry.free + BLOB_AT + len(blob) + _STACK_BYTES
@@ -142,7 +147,7 @@ def _file_call(thread: Tracee, memory: int, entry: EntryPoints, given: tuple[byt
         if os.pwrite(memory, blob, entry.free + BLOB_AT) != len(blob):
             raise InjectError("the target's memory could not be written")
         detour.call(entry.add_pending_call, entry.run_simple_string, text, stack_top)
-    return detour.go_home()
+    return detour.go_home(), detour.place[2]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from gpuwatch.cli import recorded, targets
 from gpuwatch.cli.private_daemon import DaemonFailedError, PrivateDaemon, user_environment
 from gpuwatch.cli.targets import act, chosen, show, until_interrupted, wait_for_torch
 
+_TIMEOUT_SECONDS, _PATIENCE_SECONDS = 10.0, 600.0
 _WORDS = {"installed": "attached", "already": "hooks are in it already"}
 
 
@@ -28,8 +29,10 @@ _WORDS = {"installed": "attached", "already": "hooks are in it already"}
 @click.option("--name", metavar="N", help="What the run is called; the program and the time, when not given.")
 @click.option("--logdir", type=click.Path(path_type=Path), help="Record here, with a daemon for this attach alone.")
 @click.option("--method", type=click.Choice(attacher.METHODS), default="auto", show_default=True, help="Which way in.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds to wait at most.")
-@click.option("--wait", is_flag=True, help="Wait for torch to be loaded first (up to --timeout).")
+@click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds to wait at most.  [default: 10; with --wait: 600]")
+@click.option(
+    "--wait", is_flag=True, help="Wait for what is not ready: torch to be loaded, the main thread to come back to Python."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what speaks for and against it; touch nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {pid, answer, method, sentence, fix, ...}.")
 @click.option("--quiet", "-q", is_flag=True, help="No line on the job's standard error.")
@@ -46,6 +49,7 @@ def command(pids: tuple[int, ...], everything: bool, tree: int | None, dry_run: 
       gpuwatch attach --tree $(pgrep -f torchrun) --duration 60
     """
     wanted = chosen(pids, everything, tree)
+    given["timeout"] = given["timeout"] or (_PATIENCE_SECONDS if wait else _TIMEOUT_SECONDS)
     if wait:
         wait_for_torch(wanted, given["timeout"])
     if dry_run:
@@ -61,7 +65,7 @@ def command(pids: tuple[int, ...], everything: bool, tree: int | None, dry_run: 
             "told": None if given["quiet"] else f"hooks attached by uid {os.getuid()}; `gpuwatch detach PID` takes them out",
         }
         outcomes = act(wanted, "begin", options, given["method"], given["timeout"])
-        attached = [outcome.pid for outcome in outcomes if outcome.good]
+        attached = [outcome.pid for outcome in outcomes if outcome.good or outcome.answer == "queued"]
         if daemon is None and given["duration"] is None:
             show(outcomes, _WORDS, given["as_json"])
             return

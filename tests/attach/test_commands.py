@@ -197,16 +197,53 @@ def test_without_a_daemon_it_brings_its_own_and_takes_it_away(launch, command, t
     assert json.loads(summary.read_text())["step"] > 3
 
 
-def test_a_main_thread_that_sleeps_is_told_as_queued_and_goes_in_later(launch, command, tmp_path):
-    script = "import sys, time, torch\nprint('ready', flush=True)\nfor _ in range(100): time.sleep(6)\n"
-    (tmp_path / "sleeper.py").write_text(script)
-    target = launch(tmp_path / "sleeper.py")
-    out = command("attach", target.pid, "-q", "--timeout", 1)
-    assert out.returncode == 1
-    assert "queued" in out.stdout
-    assert "nanosleep" in out.stdout
-    out = command("attach", target.pid, "-q", "--timeout", 20)
+def test_a_main_thread_that_sleeps_is_visited(launch, command, tmp_path):
+    """Another thread trains, the main one waits for it: it reaches no bytecode until the end of the training."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    target = launch(tmp_path / "waits.py")
+    out = command("attach", target.pid, "-q", "--json")
     assert out.returncode == 0, out.stdout
+    assert [one["answer"] for one in json.loads(out.stdout)] == ["installed"]
+    out = command("detach", target.pid)
+    assert out.returncode == 0, out.stdout
+
+
+WAITS = """
+import threading, time, torch
+def train():
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    while True:
+        model(torch.ones(4)).sum().backward()
+        optimizer.step()
+        time.sleep(0.005)
+thread = threading.Thread(target=train, daemon=True)
+thread.start()
+print("ready", flush=True)
+thread.join()
+"""
+
+
+def test_a_thread_beside_a_waiting_main_thread_is_recorded(launch, command, daemon, tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    target = launch(tmp_path / "waits.py")
+    assert command("attach", target.pid, "-q").returncode == 0
+    wait_until(lambda: (r := run_of(target, daemon)) and r.step > 3)
+
+
+def test_a_main_thread_in_compiled_code_is_told_as_queued_and_waited_for(launch, command, daemon, tmp_path):
+    script = "import hashlib, torch\nprint('ready', flush=True)\n"
+    script += "while True:\n    hashlib.pbkdf2_hmac('sha256', b'x', b'y', 12_000_000)\n"
+    (tmp_path / "computes.py").write_text(script)
+    target = launch(tmp_path / "computes.py")
+    out = command("attach", target.pid, "-q", "--timeout", 0.5)
+    assert out.returncode == 1
+    assert "queued: the main thread has not come back to Python (it runs code of " in out.stdout, out.stdout
+    assert "--wait waits for that" in out.stdout
+    out = command("attach", target.pid, "-q", "--wait")
+    assert out.returncode == 0, out.stdout
+    assert "hooks are in it already" in out.stdout or "attached" in out.stdout
+    assert command("detach", target.pid, "--timeout", 60).returncode == 0
 
 
 @pytest.mark.slow

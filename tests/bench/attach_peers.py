@@ -29,6 +29,8 @@ def available(venv):
     if (tools / "debugpy").exists():
         call = [str(tools / "debugpy"), "--listen", "127.0.0.1:0", "--pid"]
         found.append(Peer("debugpy", lambda pid, _marker: [*call, str(pid)], False))
+    if (tools / "py-spy").exists():
+        found.append(Peer("py-spy dump (looks only)", lambda pid, _: [str(tools / "py-spy"), "dump", "--pid", str(pid)], False))
     if (tools / "memray").exists():
         found.append(Peer("memray (attach, detach)", lambda pid, marker: _memray(tools, pid, marker), False))
     return found

@@ -1,4 +1,8 @@
-"""Attach and detach, over and over, on jobs that make it hard: who crashes, who hangs, how long the job stands still."""
+"""Attach and detach, over and over, on jobs that make it hard: who crashes, who hangs, how long the job stands still.
+
+A full run takes some ten minutes. `--jobs` and `--only` take it in pieces, each written with `--save F`; `--add F...` puts
+pieces together into one table, and runs nothing.
+"""
 
 import json
 import os
@@ -46,13 +50,15 @@ class Records:
             raw, fds, _, _ = socket.recv_fds(connection, 1 << 16, 1)
             ring = json.loads(raw)["ring"]
             reader = RingReader(fds[0], ring["slots"], ring["slot_bytes"], ring["id"])
-            connection.send(json.dumps({"t": "welcome", "run": "bench", "directory": "bench", "acked": 1 << 40}).encode())
+            connection.send(json.dumps({"t": "welcome", "run": "bench", "directory": "bench", "acked": 0}).encode())
             while not reader.head:
                 time.sleep(0.0005)
             self.at = time.perf_counter()
             self.first.set()
-            while connection.recv(1 << 16):
-                pass
+            while raw := connection.recv(1 << 16):
+                number = json.loads(raw).get("n")
+                if number:
+                    connection.send(json.dumps({"t": "ack", "n": number}).encode())
             reader.close()
         except (OSError, ValueError, IndexError):
             pass
@@ -100,6 +106,15 @@ class Tally:
         self.job, self.cycles, self.crashed, self.hung, self.wrong, self.queued = job, 0, 0, 0, 0, 0
         self.stopped, self.first, self.gaps, self.detach_gaps, self.idle = [], [], [], [], []
         self.failures = []
+
+    @classmethod
+    def added(cls, saved):
+        """One of several, as they were saved, of the same job."""
+        tally = cls(saved[0]["job"])
+        for name, value in vars(tally).items():
+            if name != "job":
+                setattr(tally, name, sum((one[name] for one in saved), type(value)()))
+        return tally
 
 
 def cycles(name, count, records, tally):
@@ -163,39 +178,69 @@ def peer_row(peer, jobs, rounds, site, folder):
     return peer.name, len(jobs) * rounds, ran, crashed, hung, wrong, middle[0], middle[1] * 1e3, max(gaps, default=0.0) * 1e3
 
 
+PEER_JOBS = ("small", "matmul", "allocations")
+PEER_COLUMNS = (
+    "way in",
+    "attaches",
+    "code ran",
+    "job crashed",
+    "job hung",
+    "wrong results",
+    "seconds p50",
+    "gap p50 ms",
+    "gap max ms",
+)
+
+
 def main():
     options = {
         "--cycles": {"type": int, "help": "attach and detach so often in all [1000; --quick 48]"},
-        "--peers": {"type": Path, "help": "a virtual environment with hypno, memray and debugpy in it"},
+        "--jobs": {"nargs": "+", "choices": list(JOBS), "default": list(JOBS), "help": "only these"},
+        "--peers": {"type": Path, "help": "a virtual environment with hypno, memray, debugpy and py-spy in it"},
+        "--only": {"choices": ("cycles", "peers"), "help": "only this part; `peers` with --peer NAME only that one"},
+        "--peer": {"help": "only the peer whose name begins so"},
+        "--save": {"type": Path, "metavar": "F", "help": "write what was measured, for --add"},
+        "--add": {"type": Path, "nargs": "+", "metavar": "F", "help": "pieces that were saved: report them all as one"},
     }
     bench = Bench("attach", "Attaching to running jobs", options=options)
-    total = bench.options.cycles or (48 if bench.quick else 1000)
-    tallies = []
+    measured = added(bench.options.add) if bench.options.add else measure(bench)
+    if bench.options.save:
+        tallies = [vars(tally) for tally in measured[0]]
+        bench.options.save.write_text(json.dumps({"tallies": tallies, "peers": measured[1]}))
+    tallies, rows = measured
+    if tallies:
+        report(bench, tallies)
+        own = [tally for tally in tallies if tally.job in PEER_JOBS]
+        rows = [our_row(own), *rows] if own else rows
+    if rows:
+        bench.table(f"Beside other tools, on the jobs {', '.join(PEER_JOBS)}", PEER_COLUMNS, rows)
+    raise SystemExit(bench.finish())
+
+
+def added(files):
+    """(tallies, rows of peers) of several runs."""
+    pieces = [json.loads(file.read_text()) for file in files]
+    saved = [tally for piece in pieces for tally in piece["tallies"]]
+    by_job = {job: [tally for tally in saved if tally["job"] == job] for job in JOBS}
+    return [Tally.added(found) for found in by_job.values() if found], [row for piece in pieces for row in piece["peers"]]
+
+
+def measure(bench):
+    """(tallies, rows of peers) of what the options ask for."""
+    options, tallies, rows = bench.options, [], []
+    total = options.cycles or (48 if bench.quick else 1000)
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder) / "ear.sock")
-        for name in JOBS:
+        for name in options.jobs if options.only != "peers" else ():
             tallies.append(tally := Tally(name))
-            cycles(name, -(-total // len(JOBS)), records, tally)
+            cycles(name, -(-total // len(options.jobs)), records, tally)
             print(f"{name}: {tally.cycles} cycles, {tally.failures or 'no failure'}", file=sys.stderr, flush=True)
-        report(bench, tallies)
-        jobs = ("small", "matmul", "allocations")
-        site = next((bench.options.peers / "lib").glob("python3*/site-packages"), None) if bench.options.peers else None
-        peers = attach_peers.available(bench.options.peers)
-        rows = [peer_row(peer, jobs, 1 if bench.quick else 10, str(site) if site else None, Path(folder)) for peer in peers]
-        rows.insert(0, our_row([tally for tally in tallies if tally.job in jobs]))
-        columns = (
-            "way in",
-            "attaches",
-            "code ran",
-            "job crashed",
-            "job hung",
-            "wrong results",
-            "seconds p50",
-            "gap p50 ms",
-            "gap max ms",
-        )
-        bench.table(f"Beside other tools, on the jobs {', '.join(jobs)}", columns, rows)
-    raise SystemExit(bench.finish())
+        site = next((options.peers / "lib").glob("python3*/site-packages"), None) if options.peers else None
+        for peer in attach_peers.available(options.peers) if options.only != "cycles" else ():
+            if peer.name.startswith(options.peer or ""):
+                rows.append(peer_row(peer, PEER_JOBS, 1 if bench.quick else 10, str(site) if site else None, Path(folder)))
+                print(f"{rows[-1]}", file=sys.stderr, flush=True)
+    return tallies, rows
 
 
 def our_row(tallies):

@@ -1,0 +1,72 @@
+"""A main thread that sleeps comes by the interpreter and goes back to sleep; one that does anything else is left alone."""
+
+import os
+import time
+
+import pytest
+
+from gpuwatch.attach import visit
+from gpuwatch.attach.injector import inject
+from gpuwatch.attach.process import started
+from tests.attach.conftest import until
+from tests.attach.test_injector import INTERPRETERS, interpreter, lines, note
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="registers of x86-64")
+SLEEPS = ["sleep", "join", "get", "get_in_time", "wait", "poll", "read"]
+
+
+def visited(pid):
+    """Send it, as the attacher does: looked at, and once more where it has moved meanwhile."""
+    asleep = until(lambda: visit.may_visit(pid))
+    visit.visit(pid, started(pid), asleep)
+    return asleep
+
+
+def test_what_was_filed_is_done_and_the_sleep_goes_on(launch, tmp_path):
+    targets = {way: launch("asleep.py", way, 6) for way in SLEEPS}
+    for number in range(3):
+        for way, target in targets.items():
+            inject(target.pid, note(tmp_path / way, number))
+            visited(target.pid)
+            until(lambda way=way, number=number: len(lines(tmp_path / way)) == number + 1, 2)
+    targets["read"].stdin.write("line\n")
+    targets["read"].stdin.flush()
+    assert [target.stdout.readline() for target in targets.values()] == ["True\n"] * len(SLEEPS)
+
+
+@pytest.mark.parametrize("version", [version for version in INTERPRETERS if version != "3.11"])
+def test_in_every_interpreter(version, launch, tmp_path):
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} on this machine")
+    targets = [launch("asleep.py", way, 2, python=python) for way in ("sleep", "join", "get_in_time")]
+    for target in targets:
+        inject(target.pid, note(tmp_path / str(target.pid), "x"))
+        visited(target.pid)
+    for target in targets:
+        until(lambda target=target: lines(tmp_path / str(target.pid)) == ["x"], 2)
+        assert target.stdout.readline() == "True\n"
+
+
+@pytest.mark.parametrize("way", ["compute", "foreign"])
+def test_a_thread_that_computes_or_sleeps_in_foreign_code_is_left_alone(way, launch, tmp_path):
+    target = launch("asleep.py", way, 3)
+    inject(target.pid, note(tmp_path / "ran", "x"))
+    time.sleep(0.3)
+    for _ in range(10):
+        assert visit.may_visit(target.pid) is None
+    assert target.stdout.readline() == "True\n"
+    until(lambda: lines(tmp_path / "ran") == ["x"])
+
+
+def test_twin_without_a_look_at_the_callers_foreign_code_would_be_entered(launch, monkeypatch):
+    monkeypatch.setattr(visit, "_called_by_interpreter", lambda *_: True)
+    target = launch("asleep.py", "foreign", 2)
+    assert until(lambda: visit.may_visit(target.pid), 2) is not None
+
+
+def test_a_thread_that_woke_up_is_not_sent(launch):
+    target = launch("asleep.py", "sleep", 60)
+    asleep = until(lambda: visit.may_visit(target.pid))
+    with pytest.raises(visit.ElsewhereError, match="woken up"):
+        visit.visit(target.pid, started(target.pid), asleep._replace(stack=asleep.stack - 64))
