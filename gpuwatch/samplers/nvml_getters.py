@@ -25,24 +25,26 @@ class Getters:
     def __init__(self, driver: Driver, handle: Any, report: DeviceReport, getters: Iterable[Getter]) -> None:
         self._driver = driver
         self._report = report
-        self._bound: list[tuple[Any, ...]] = []  # (name, symbol, function, its arguments, the result's place, factor)
+        self._bound: list[tuple[Any, ...]] = []  # (name, symbol, function, its arguments, the result's place, times, divisor)
         for name, symbol, arguments, kind, factor in getters:
             function = driver.function(symbol)
             if function is not None:
                 place = c_ulonglong() if kind == "u64" else c_uint()
                 rest = (byref(c_uint()),) if kind == "u32 and period" else ()
                 whole = (handle, *(c_uint(argument) for argument in arguments), byref(place), *rest)
-                self._bound.append((name, symbol, function, whole, place, factor))
+                # 35 / 100 is 0.35, and 35 * 0.01 is 0.35000000000000003
+                scale = (1, round(1 / factor)) if factor < 1 else (factor, 1)
+                self._bound.append((name, symbol, function, whole, place, *scale))
 
     def answers(self) -> list[tuple[str, float]]:
         """(name, value in the name's unit) of what they say now. Raises DeviceGoneError, DriverGoneError."""
         answers, absent = [], []
         for getter in self._bound:
-            name, symbol, function, arguments, place, factor = getter
+            name, symbol, function, arguments, place, times, divisor = getter
             code = function(*arguments)
             if code == 0:
                 if place.value != _NO_VALUE[type(place)]:
-                    answers.append((name, place.value * factor))
+                    answers.append((name, place.value * times / divisor))
             elif self._driver.failed(symbol, code):
                 absent.append(getter)
             else:

@@ -87,6 +87,6 @@ class Rings:
         for stamp, value in zip(stamps, values, strict=True):
             if newest < stamp <= now_us + 1_000_000 and value * factor <= most:
                 newest = stamp
-                found.append((now_ns - max(0, now_us - stamp) * 1000, value * factor))
+                found.append((now_ns - max(0, now_us - stamp) * 1000, round(value * factor, 6)))
         since.value = newest
         self._report.add_extremes(name, found)

@@ -5,10 +5,20 @@ import time
 
 import pytest
 
-from tests.fake_nvml.driver import H100_RESERVED_BYTES, H100_SERIES, H100_STATIC, FakeDriver, h100, mig_h100, replay
+from tests.fake_nvml.driver import (
+    CLOCKS,
+    H100_RESERVED_BYTES,
+    H100_SERIES,
+    H100_STATIC,
+    XID,
+    FakeDriver,
+    h100,
+    mig_h100,
+    replay,
+)
 from tests.fake_nvml.pynvml_process import NvmlFailure, PynvmlProcess
 
-LOST, UNINITIALIZED, NOT_FOUND, NOT_SUPPORTED = 15, 1, 6, 3
+LOST, UNINITIALIZED, NOT_FOUND, NOT_SUPPORTED, TIMED_OUT = 15, 1, 6, 3, 10
 
 #: What the recording holds that no monitor of ours asks for, so that the fake says NOT_SUPPORTED to it.
 NOT_PLAYED = {
@@ -183,6 +193,82 @@ def test_process_utilization_rows_are_fresh_idle_or_garbage(tmp_path):
         with pytest.raises(NvmlFailure) as failure:
             nvml.ask("n.nvmlDeviceGetProcessUtilization(h[0], 0)")
         assert failure.value.code == NOT_FOUND
+
+
+def test_events_are_told_once_and_none_from_before(one):
+    fake, nvml = one
+    gpu = fake.gpus[0]
+    gpu.report(XID, 13)
+    fake.write()
+    nvml.ask("globals().update(s=n.nvmlEventSetCreate())")
+    nvml.ask("n.nvmlDeviceRegisterEvents(h[0], n.nvmlEventTypeXidCriticalError, s)")
+    with pytest.raises(NvmlFailure) as failure:
+        nvml.ask("n.nvmlEventSetWait_v2(s, 60)")
+    assert failure.value.code == TIMED_OUT
+    gpu.report(CLOCKS, 5)  # nobody registered for it
+    gpu.report(XID, 79)
+    gpu.report(XID, 31, at=fake_seconds(fake) + 0.3)
+    fake.write()
+    answer = "(lambda e: [e.eventType, e.eventData])(n.nvmlEventSetWait_v2(s, {}))"
+    assert nvml.ask(answer.format(0)) == [XID, 79]
+    began = time.monotonic()
+    assert nvml.ask(answer.format(5000)) == [XID, 31]
+    assert time.monotonic() - began > 0.1
+    fake.reload()
+    with pytest.raises(NvmlFailure) as failure:
+        nvml.ask(answer.format(5000))
+    assert failure.value.code == UNINITIALIZED
+
+
+def test_a_lost_gpu_fails_the_wait_of_its_set(one):
+    fake, nvml = one
+    nvml.ask("globals().update(s=n.nvmlEventSetCreate())")
+    nvml.ask("n.nvmlDeviceRegisterEvents(h[0], n.nvmlEventTypeXidCriticalError, s)")
+    fake.gpus[0].faults.append(f"error * {LOST}")
+    fake.gpus[0].report(XID, 79)
+    fake.write()
+    assert nvml.ask("n.nvmlEventSetWait_v2(s, 0).eventData") == 79  # the reason comes first
+    with pytest.raises(NvmlFailure) as failure:
+        nvml.ask("n.nvmlEventSetWait_v2(s, 1000)")
+    assert failure.value.code == LOST
+
+
+def test_gpm_is_the_mean_between_two_samples(one):
+    fake, nvml = one
+    gpu = fake.gpus[0]
+    gpu.lines = [line for line in gpu.lines if not line.startswith("get gpm:5 ")]
+    change = fake_seconds(fake) + 0.5
+    gpu.lines += ["at 0 gpm:5 0", f"at {change} gpm:5 80000"]
+    fake.write()
+    assert nvml.ask("n.nvmlGpmQueryDeviceSupport(h[0]).isSupportedDevice") == 1
+    take = "n.nvmlGpmSampleGet(h[0], globals().setdefault('{0}', n.nvmlGpmSampleAlloc())) and 1"
+    nvml.ask(take.format("a"))
+    before = fake_seconds(fake)
+    time.sleep(1.0)
+    nvml.ask(take.format("b"))
+    after = fake_seconds(fake)
+    nvml.ask("globals().update(m=n.c_nvmlGpmMetricsGet_t(version=1, numMetrics=1, sample1=a, sample2=b))")
+    nvml.ask("setattr(m.metrics[0], 'metricId', 5)")
+    value = nvml.ask("n.nvmlGpmMetricsGet(m).metrics[0].value")
+    assert value == pytest.approx(80 * (after - change) / (after - before), abs=4)
+    nvml.ask("[n.nvmlGpmSampleFree(x) for x in (a, b)]")
+
+
+def test_the_newer_list_of_utilization_is_there_where_the_scenario_has_it(one):
+    fake, nvml = one
+    fake.gpus[0].processes += ["busy 1000 40 30 20 10"]
+    fake.write()
+    ask = "[(r.pid, r.smUtil, r.memUtil, r.encUtil, r.decUtil) for r in n.nvmlDeviceGetProcessesUtilizationInfo(h[0], 0)]"
+    with pytest.raises(NvmlFailure) as failure:
+        nvml.ask(ask)
+    assert failure.value.code == NOT_SUPPORTED
+    fake.gpus[0].get("nvmlDeviceGetProcessesUtilizationInfo", 1)
+    fake.write()
+    assert nvml.ask(ask) == [[1000, 40, 30, 20, 10]]
+
+
+def fake_seconds(fake):
+    return time.monotonic() - fake.epoch
 
 
 def test_mig_devices(tmp_path):

@@ -132,6 +132,46 @@ def test_process_utilization_without_the_garbage(sampled):
     assert 99999 not in run.gpu(0).processes
 
 
+def test_encoders_decoders_and_memory_of_a_process(sampled):
+    gpu = h100()
+    gpu.process(os.getpid(), 1 << 30)
+    gpu.process(1, 1 << 30)
+    gpu.processes += [f"busy {os.getpid()} 40 30 20 10", "busy 1 5 4 0 0"]
+    gpu.get("nvmlDeviceGetEncoderUtilization", 25, 100000)
+    gpu.get("nvmlDeviceGetDecoderUtilization", 35, 100000)
+    run = sampled([gpu])
+    run.until(lambda: run.gpu(0).processes[1].sm_utilization_ratio is not None)
+    process = run.gpu(0).processes[os.getpid()]
+    assert busy_of(process) == (0.4, 0.3, 0.2, 0.1)
+    assert process.uses_codec
+    assert busy_of(run.gpu(0).processes[1]) == (0.05, 0.04, 0.0, 0.0)
+    assert not run.gpu(0).processes[1].uses_codec
+    assert run.value(0, "encoder_utilization_ratio") == 0.25
+    assert run.value(0, "decoder_utilization_ratio") == 0.35
+
+
+def busy_of(process):
+    return (
+        process.sm_utilization_ratio,
+        process.memory_bandwidth_utilization_ratio,
+        process.encoder_utilization_ratio,
+        process.decoder_utilization_ratio,
+    )
+
+
+@pytest.mark.parametrize("processes", [3, 200])
+def test_a_driver_that_only_has_the_newer_list_of_utilization(sampled, processes):
+    gpu = h100()
+    gpu.get("nvmlDeviceGetProcessesUtilizationInfo", 1)
+    for pid in range(100000, 100000 + processes):
+        gpu.process(pid, 1 << 30)
+        gpu.processes.append(f"busy {pid} 40 30 20 10")
+    run = sampled([gpu], hide=["nvmlDeviceGetProcessUtilization"])
+    run.until(lambda: run.gpu(0).processes[100000].sm_utilization_ratio is not None)
+    assert {busy_of(process) for process in run.gpu(0).processes.values()} == {(0.4, 0.3, 0.2, 0.1)}
+    assert len(run.gpu(0).processes) == processes
+
+
 def test_busy_ratios_row_by_row():
     def row(pid, stamp, sm, memory=0):
         return struct.pack("<I4xQIIII", pid, stamp, sm, memory, 0, 0)
@@ -240,6 +280,60 @@ def test_container_and_job_from_the_control_group(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(process_identity, "_read_file", read)
             assert Identities().of({os.getpid()})[os.getpid()][3:5] == (container, job), cgroup
+
+
+UID = "01234567-89ab-cdef-0123-456789abcdef"
+SLICE = f"pod{UID.replace('-', '_')}.slice"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "environ", "pod", "namespace"),
+    [
+        (
+            f"0::/kubepods/burstable/pod{UID}/abc",
+            {"POD_NAME": "trainer-0", "POD_NAMESPACE": "research"},
+            "trainer-0",
+            "research",
+        ),
+        (
+            f"0::/kubepods.slice/kubepods-{SLICE}/cri-x.scope",
+            {"HOSTNAME": "trainer-1"},
+            "trainer-1",
+            "",
+        ),
+        (f"0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-{SLICE}/x", {}, UID, ""),
+        ("0::/", {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "trainer-2", "MY_POD_NAMESPACE": "ml"}, "trainer-2", "ml"),
+        ("0::/", {"HOSTNAME": "workstation", "POD_NAMESPACE": "x"}, "", ""),  # no pod: a host has a name, too
+        (f"0::/kubepods/pod{UID}/abc", {"POD_NAME": 'a"b secret', "HOSTNAME": "Not_A_Pod"}, UID, ""),
+    ],
+)
+def test_the_pod_of_a_process(monkeypatch, cgroup, environ, pod, namespace):
+    from gpuwatch.samplers import process_identity
+
+    real = process_identity._read_file
+    secret = {"AWS_SECRET_ACCESS_KEY": "canary-9a41"}
+    files = {
+        "cgroup": cgroup.encode() + b"\n",
+        "environ": b"".join(f"{name}={value}\0".encode() for name, value in {**secret, **environ}.items()),
+    }
+    monkeypatch.setattr(process_identity, "_read_file", lambda path: files.get(path.rpartition("/")[2]) or real(path))
+    identity = Identities().of({os.getpid()})[os.getpid()]
+    assert identity[5:] == (pod, namespace)
+    assert "canary" not in repr(identity)
+
+
+def test_the_pod_of_a_real_process_arrives_in_the_state(sampled):
+    environment = {**os.environ, "KUBERNETES_SERVICE_HOST": "10.0.0.1", "POD_NAME": "trainer-7", "POD_NAMESPACE": "research"}
+    job = subprocess.Popen(["sleep", "60"], env=environment)
+    try:
+        gpu = h100()
+        gpu.process(job.pid, 1 << 30)
+        run = sampled([gpu])
+        process = run.gpu(0).processes[job.pid]
+        assert (process.kubernetes_pod, process.kubernetes_namespace) == ("trainer-7", "research")
+    finally:
+        job.kill()
+        job.wait(10)
 
 
 def test_a_directory_service_that_hangs_delays_nobody(monkeypatch):
