@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,12 @@ import click
 from gpuwatch.cli import recorded, standing
 from gpuwatch.cli.terminal import dim, number, paint, quantity_of_seconds
 from gpuwatch.state import summary
+from gpuwatch.state.findings import gravest
 
 if TYPE_CHECKING:
     from gpuwatch.cli.recorded import Recorded
 
+_UNLIMITED = 10_000  # into a pipe
 STATUS_COLOURS = {"live": "green", "finished": "", "failed": "red", "lost": "red"}
 
 
@@ -40,16 +43,34 @@ def command(logdir: Path | None, as_json: bool) -> None:
     by_run: dict[str, list[Recorded]] = {}
     for process in found:
         by_run.setdefault(process.summary.run, []).append(process)
-    table: list[tuple[str, ...]] = [("RUN", "STATUS", "RANKS", "STEP", "LOSS", "STARTED", "LASTED", "FINDINGS")]
-    table += [_row(processes) for processes in by_run.values()]
-    statuses = [_worst(processes).status for processes in by_run.values()]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for index, row in enumerate(table):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        if index:
-            cells[1] = paint(cells[1], STATUS_COLOURS[statuses[index - 1]])
-        line = "  ".join(cells).rstrip()
-        click.echo(line if index else dim(line))
+    rows = [_row(processes) for processes in by_run.values()]
+    colours = [STATUS_COLOURS[_worst(processes).status] for processes in by_run.values()]
+    widths = _fitted(rows, shutil.get_terminal_size((_UNLIMITED, 24)).columns)
+    click.echo(dim("  ".join(name.ljust(width) for name, width in widths.items()).rstrip()))
+    for row, colour in zip(rows, colours, strict=True):
+        cells = {name: row[name].ljust(width) for name, width in widths.items()}
+        cells["STATUS"] = paint(cells["STATUS"], colour)
+        click.echo("  ".join(cells.values()).rstrip())
+
+
+def _fitted(rows: list[dict[str, str]], columns: int) -> dict[str, int]:
+    """The columns to show and their widths; on a narrow terminal findings are abbreviated, then some columns left out."""
+    names = list(rows[0])
+
+    def widths() -> dict[str, int]:
+        return {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
+
+    def too_wide() -> bool:
+        return sum(widths().values()) + 2 * (len(names) - 1) > columns
+
+    if too_wide():
+        for row in rows:
+            first, *others = row["FINDINGS"].split(", ")
+            row["FINDINGS"] = f"{first} +{len(others)}" if others else first
+    for name in ("RANKS", "LASTED", "STARTED", "LOSS"):
+        if too_wide():
+            names.remove(name)
+    return widths()
 
 
 def facts(process: Recorded) -> dict[str, Any]:
@@ -85,17 +106,17 @@ def _worst(processes: list[Recorded]) -> Recorded:
     return min((p for p in processes if p.summary.attempt == attempt), key=lambda process: order.index(process.status))
 
 
-def _row(processes: list[Recorded]) -> tuple[str, ...]:
+def _row(processes: list[Recorded]) -> dict[str, str]:
     latest = _latest(processes)
     loss = latest.summary.values.get("loss")
-    rules = sorted({finding.rule for process in processes for finding in process.summary.findings})
-    return (
-        latest.summary.run,
-        standing.short(_worst(processes)),
-        str(latest.summary.world_size),
-        f"{max(process.summary.step for process in processes):,}",
-        "-" if loss is None else number(summary.number(loss)),
-        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(latest.summary.started_wall_seconds)),
-        quantity_of_seconds(latest.lasted_seconds),
-        ", ".join(rules) or "none",
-    )
+    rules = gravest((finding.rule, finding.severity) for process in processes for finding in process.summary.findings)
+    return {
+        "RUN": latest.summary.run,
+        "STATUS": standing.short(_worst(processes)),
+        "RANKS": str(latest.summary.world_size),
+        "STEP": f"{max(process.summary.step for process in processes):,}",
+        "LOSS": "-" if loss is None else number(summary.number(loss)),
+        "STARTED": time.strftime("%Y-%m-%d %H:%M", time.localtime(latest.summary.started_wall_seconds)),
+        "LASTED": quantity_of_seconds(latest.lasted_seconds),
+        "FINDINGS": ", ".join(rules) or "none",
+    }

@@ -56,6 +56,20 @@ def test_a_run_whose_daemon_is_gone_is_not_followed_and_does_not_count_as_dead(g
     assert rows == {"left": ("lost", "not followed"), "died": ("lost", "died")}
 
 
+def test_runs_fits_the_terminal(gpuwatch, recorder, environ):
+    run = recorder.run("a-name-as-they-are-20261123-094159", steps=1234)
+    for rule, severity in (("loss_spike", "warning"), ("loss_diverging", "critical"), ("dead_layer", "info")):
+        recorder.state.find(run, finding(rule=rule, severity=severity))
+    recorder.state.save(run)
+    piped = gpuwatch("runs", env={name: value for name, value in environ.items() if name != "COLUMNS"}).stdout
+    assert piped.endswith("loss_diverging, loss_spike, dead_layer\n")
+    for columns in (60, 80, 100, 120):
+        out = gpuwatch("runs", env={**environ, "COLUMNS": str(columns)}).stdout
+        assert max(map(len, out.splitlines())) <= max(columns, 72), out
+        for word in ("a-name-as-they-are-20261123-094159", "finished", "1,234", "loss_diverging"):
+            assert word in out
+
+
 def test_runs_json_has_one_object_a_process(gpuwatch, recorder):
     for rank in range(2):
         recorder.run("multi", rank=rank, world_size=2, ending=None, finding=finding() if rank else None)
