@@ -29,11 +29,29 @@ def still(trained, monkeypatch):
         known = {"kind": "compute", "start_ticks": 1, "user": "alice", "command": "python3", "sm_utilization_ratio": 0.4}
         return ProcessReport(pid=pid, memory_peak_bytes=facts["memory_bytes"] + GIB, **{**known, **facts})
 
+    def values(busy, used_gib, watts, **more):
+        """What a GPU says; written down here, so that a sampler that learns to read more changes no snapshot."""
+        return {
+            "utilization_ratio": busy,
+            "utilization_peak_ratio": dict.fromkeys(("10s", "60s", "300s"), 0.99),
+            "memory_used_bytes": used_gib * GIB,
+            "memory_size_bytes": 80 * GIB,
+            "memory_used_peak_bytes": dict.fromkeys(("10s", "60s", "300s"), 62 * GIB),
+            "power_watts": watts,
+            "power_limit_watts": 700.0,
+            "temperature_celsius": {"core": 44.0, "memory": 46.0},
+            "temperature_threshold_celsius": {"slowdown": 90.0},
+            "clock_hertz": {"sm": 1.2e9, "memory": 2.619e9},
+            "clock_max_hertz": {"sm": 1.98e9, "memory": 2.619e9},
+            **more,
+        }
+
     first, second, lost = trained.node.gpus
     gpus = [
         msgspec.structs.replace(
             first,
             age_seconds=0.5,
+            values=values(0.97, 40, 699.0, tensor_active_ratio=0.41, throttle_active={"power_cap": 1.0, "sync_boost": 0.0}),
             processes=[
                 process(4001, memory_bytes=30 * GIB, sm_utilization_ratio=0.95),
                 process(4100, memory_bytes=GIB, user="bob", command="jupyter"),
@@ -42,6 +60,7 @@ def still(trained, monkeypatch):
         msgspec.structs.replace(
             second,
             age_seconds=0.5,
+            values=values(0.38, 37, 210.0),
             processes=[
                 process(4002, memory_bytes=28 * GIB),
                 process(4200, memory_bytes=8 * GIB, user="bob", command="vllm", container="0123456789ab"),
