@@ -81,10 +81,10 @@ def completed(told: Answer | None, found: Answer) -> Answer:
     return told
 
 
-def sentences(answer: Answer, logdir: Path, exit_status: int) -> list[str]:
-    """What to tell of processes that trained: steps, how they ended where that is news, findings, and where to look."""
+def sentences(answer: Answer, logdir: Path) -> list[str]:
+    """What to tell of processes that trained: steps, how they ended where not well, findings, what was lost, where to look."""
     trained = [process for process in answer.runs if process.step]
-    told = [f"{_steps(trained)}{_endings(trained, exit_status)}, findings: {_findings(trained)}"]
+    told = [f"{_steps(trained)}{_endings(trained)}, findings: {_findings(trained)}"]
     short: dict[str, list[Process]] = {}
     for process in trained:
         why = shortfall(process.step, process.kept_step, process.trouble, process.lost_records)
@@ -113,9 +113,9 @@ def _verb(trained: list[Process]) -> str:
     return "seen" if short else "recorded"
 
 
-def _endings(trained: list[Process], exit_status: int) -> str:
-    """How processes ended, where it was neither well nor as the command's own exit status says already."""
-    bad = [p for p in trained if p.status in {"failed", "lost"} and not (len(trained) == 1 and exit_status == 0)]
+def _endings(trained: list[Process]) -> str:
+    """How processes ended that did not end well, and which have not ended."""
+    bad = [p for p in trained if p.status in {"failed", "lost"}]
     alive = [p for p in trained if p.status == "live"]
     words = []
     for process in bad[:_MAX_NAMED]:

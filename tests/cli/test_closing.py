@@ -128,4 +128,4 @@ def process(**changes):
     ],
 )
 def test_the_last_lines(processes, told):
-    assert closing.sentences(Answer([process(**changes) for changes in processes]), "runs", 1) == told
+    assert closing.sentences(Answer([process(**changes) for changes in processes]), "runs") == told
