@@ -52,7 +52,9 @@ def document(verdicts: list[Verdict], rules: set[str]) -> dict:
 
 
 def _table(rows: list[Score]) -> str:
-    return markdown(("rule", "faults", "found", "recall", "false", "precision", "median steps to find"), map(_cells, rows))
+    return markdown(
+        ("rule", "faults", "found", "recall", "false", "precision", "median steps to find"), [_cells(row) for row in rows]
+    )
 
 
 def _cells(score: Score) -> tuple[str, ...]:

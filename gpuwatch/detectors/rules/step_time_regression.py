@@ -8,11 +8,11 @@ cache is full, growing logs or lists in the loop, a kernel that is recompiled fo
 ## The test
 
 The usual step time is the median of 200 steps after the first 50, and its robust deviation. Regressed is a median of the
-last 50 steps above `info_ratio` times the usual one and 4 deviations, for `steps` steps running. From `warning_ratio` on,
-and when it has lasted `warning_seconds` seconds, it is a warning; before, and below, it is info. Single slow steps
-(validation, checkpoints, the start of an epoch) do not move a median. A step that the loader delays is left to
-`data_starvation`: data wait is taken out of the step time. The usual time is learned anew when the optimizer is set up
-anew.
+last 50 steps above `info_ratio` times the usual one and 4 deviations, for `steps` steps running that took `seconds` seconds
+or more. From `warning_ratio` on, and when it has lasted `warning_seconds` seconds, it is a warning; before, and below, it
+is info. Single slow steps (validation, checkpoints, the start of an epoch) do not move a median. A step that the loader
+delays is left to `data_starvation`: data wait is taken out of the step time. The usual time is learned anew when the
+optimizer is set up anew.
 
 ## What to do
 
@@ -49,6 +49,7 @@ class Limits(Thresholds, frozen=True):
     info_ratio: Annotated[Positive, Meta(description="step time over the usual one that is worth a note")] = 1.5
     warning_ratio: Annotated[Positive, Meta(description="step time over the usual one that is a warning")] = 2.0
     steps: Annotated[Steps, Meta(description="steps running")] = 100
+    seconds: Annotated[Positive, Meta(description="time that these steps took, at least")] = 5.0
     warning_seconds: Annotated[Positive, Meta(description="how long it has lasted when it is a warning")] = 60.0
 
 
@@ -96,7 +97,7 @@ class StepTimeRegression(Rule[Limits]):
             return Quiet.FINE
         first_step, since_ns = self._slow_since = self._slow_since or (sample.number, sample.step.monotonic_ns)
         lasted_seconds = (sample.step.monotonic_ns - since_ns) / 1e9
-        if sample.number - first_step < limits.steps:
+        if sample.number - first_step < limits.steps or lasted_seconds < limits.seconds:
             return Quiet.FINE
         ratio = now / usual
         severity = "warning" if ratio > limits.warning_ratio and lasted_seconds > limits.warning_seconds else "info"
