@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from gpuwatch.cli import recorded
-from gpuwatch.cli.standing import ending, shortfall
+from gpuwatch.cli.standing import ending, shortfall, since
 from gpuwatch.state.findings import gravest
 
 #: A process that has just ended is noticed within 0.1 s, and the rules judge its last steps half a second later.
@@ -40,6 +40,7 @@ class Process(msgspec.Struct):
     kept_step: int | None
     lost_records: int = 0
     trouble: str = ""
+    unfollowed: str = ""  # since when nobody follows it, for a daemon that is gone
     findings: dict[str, str] = {}  # rule -> severity
 
 
@@ -87,8 +88,7 @@ def sentences(answer: Answer, logdir: Path) -> list[str]:
     told = [f"{_steps(trained)}{_endings(trained)}, findings: {_findings(trained)}"]
     short: dict[str, list[Process]] = {}
     for process in trained:
-        why = shortfall(process.step, process.kept_step, process.trouble, process.lost_records)
-        if why:
+        if why := _shortfall(process):
             short.setdefault(why, []).append(process)
     for why, processes in short.items():
         where = "" if len(trained) == 1 else f"{', '.join(process.directory for process in processes[:_MAX_NAMED])}: "
@@ -109,13 +109,18 @@ def _steps(trained: list[Process]) -> str:
 
 
 def _verb(trained: list[Process]) -> str:
-    short = any(shortfall(p.step, p.kept_step, p.trouble, p.lost_records) for p in trained)
-    return "seen" if short else "recorded"
+    return "seen" if any(_shortfall(process) and not process.unfollowed for process in trained) else "recorded"
+
+
+def _shortfall(process: Process) -> str:
+    if process.unfollowed:
+        return f"the daemon is gone, and what came after {process.unfollowed} is not recorded"
+    return shortfall(process.step, process.kept_step, process.trouble, process.lost_records)
 
 
 def _endings(trained: list[Process]) -> str:
     """How processes ended that did not end well, and which have not ended."""
-    bad = [p for p in trained if p.status in {"failed", "lost"}]
+    bad = [p for p in trained if p.status in {"failed", "lost"} and not p.unfollowed]
     alive = [p for p in trained if p.status == "live"]
     words = []
     for process in bad[:_MAX_NAMED]:
@@ -166,5 +171,6 @@ def _from_file(found: recorded.Recorded) -> Process:
         step=known.step,
         kept_step=known.kept_step,
         trouble=known.trouble,
+        unfollowed=since(found),
         findings=gravest((finding.rule, finding.severity) for finding in known.findings),
     )

@@ -82,9 +82,22 @@ def newest(logdir: Path) -> list[Recorded]:
     """The ranks of the run that was written last. Raises a click error when there is none."""
     everything = scan(logdir)
     if not everything:
-        raise click.ClickException(f"no run is recorded in {logdir}; start one with: gpuwatch run -- python train.py")
+        raise click.ClickException(nothing_in(logdir))
     last = max(everything, key=lambda recorded: (recorded.status == "live", recorded.summary.updated_wall_seconds))
     return _latest_attempts([recorded for recorded in everything if recorded.summary.run == last.summary.run])
+
+
+def nothing_in(logdir: Path) -> str:
+    """What to say of a log directory without a run."""
+    return f"no run is recorded in {logdir}{_elsewhere(logdir)}; start one with: gpuwatch run -- python train.py"
+
+
+def _elsewhere(logdir: Path) -> str:
+    """Where a daemon recorded that is gone without having taken its announcement back."""
+    announced = announcement.read(paths.socket_to_call())
+    if announced is None or Path(announced.logdir) == logdir.absolute() or not Path(announced.logdir).is_dir():
+        return ""
+    return f" (the last daemon here recorded in {announced.logdir}: --logdir)"
 
 
 def find(name: str, logdir: Path) -> list[Recorded]:
@@ -123,11 +136,11 @@ def _not_found(name: str, names: list[str], beginning: list[str], logdir: Path) 
     if beginning:
         return f"{name!r} may be {', '.join(beginning[:8])}{', ...' if len(beginning) > 8 else ''}; say which"
     if not names:
-        return f"no run is recorded in {logdir}"
+        return f"no run is recorded in {logdir}{_elsewhere(logdir)}"
     # Names usually end in a time that nobody types: beginnings of the same length are compared too.
     known = {**{full[: len(name)]: full for full in names}, **{full: full for full in names}}
     close = difflib.get_close_matches(name, known, n=1)
-    return f"no run {name!r} in {logdir}; " + (f"did you mean {known[close[0]]!r}?" if close else "gpuwatch runs lists them")
+    return f"no run {name!r} in {logdir}{_elsewhere(logdir)}; " + (f"did you mean {known[close[0]]!r}?" if close else "gpuwatch runs lists them")
 
 
 def _in_folder(folder: Path, pattern: str) -> list[Recorded]:

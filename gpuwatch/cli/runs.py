@@ -38,7 +38,7 @@ def command(logdir: Path | None, as_json: bool) -> None:
         click.echo(json.dumps([facts(process) for process in found], indent=2))
         return
     if not found:
-        click.echo(f"no run is recorded in {place}; start one with: gpuwatch run -- python train.py", err=True)
+        click.echo(recorded.nothing_in(place), err=True)
         return
     by_run: dict[str, list[Recorded]] = {}
     for process in found:

@@ -43,7 +43,7 @@ def ending(status: str, end_reason: str) -> str:
 
 def short(process: Recorded) -> str:
     """How it stands, for a table."""
-    if process.status == "lost" and process.summary.status == "live":
+    if since(process):
         return "not followed"
     told = ending(process.status, process.summary.end_reason) if process.status != "live" else "live"
     return f"{told}, incomplete" if process.summary.kept_step is not None else told
@@ -52,14 +52,20 @@ def short(process: Recorded) -> str:
 def whole(process: Recorded) -> str:
     """How it stands, for a page of its own: with the time, and with what is behind it where that can be guessed."""
     known = process.summary
-    if process.status == "lost" and known.status == "live":
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(known.updated_wall_seconds))
-        return f"not followed since {since}"
+    if since(process):
+        return f"not followed since {since(process)}"
     if process.status == "live":
         return "live"
     number = known.end_reason.removeprefix("signal ")
     hint = _HINTS.get(int(number), "") if number.isdigit() else ""
     return ending(process.status, known.end_reason) + hint
+
+
+def since(process: Recorded) -> str:
+    """Since when nobody follows a process whose daemon is gone; '' for all others."""
+    if process.status != "lost" or process.summary.status != "live":
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.summary.updated_wall_seconds))
 
 
 def age(process: Recorded) -> str:
