@@ -140,7 +140,9 @@ def _not_found(name: str, names: list[str], beginning: list[str], logdir: Path) 
     # Names usually end in a time that nobody types: beginnings of the same length are compared too.
     known = {**{full[: len(name)]: full for full in names}, **{full: full for full in names}}
     close = difflib.get_close_matches(name, known, n=1)
-    return f"no run {name!r} in {logdir}{_elsewhere(logdir)}; " + (f"did you mean {known[close[0]]!r}?" if close else "gpuwatch runs lists them")
+    return f"no run {name!r} in {logdir}{_elsewhere(logdir)}; " + (
+        f"did you mean {known[close[0]]!r}?" if close else "gpuwatch runs lists them"
+    )
 
 
 def _in_folder(folder: Path, pattern: str) -> list[Recorded]:

@@ -255,12 +255,14 @@ def test_a_shared_daemon_that_goes_under_the_run_is_told(gpuwatch, tmp_path, env
     with RunningDaemon(tmp_path, logdir=tmp_path / "shared") as daemon:
         there = {**environ, "GPUWATCH_SOCKET": str(daemon.socket)}
         wait_and_kill = "until grep -q '\"step\": 20' shared/x/run.json; do sleep 0.05; done; "
-        kill = wait_and_kill + f"kill -9 {daemon.process.pid}; sleep 0.2; exit 3"
-        result = gpuwatch("run", "--name", "x", "--", "sh", "-c", f"{' '.join(TRAINS)} between '{kill}'; exit 3", env=there)
-        assert result.returncode == 3
+        kill = wait_and_kill + f"kill -9 {daemon.process.pid}; sleep 0.2"
+        result = gpuwatch("run", "--name", "x", "--", *TRAINS, "between", kill, env=there)
+        assert result.returncode == 1, "this training's own goodbye finds nobody"
         _, last, gone, see = result.stderr.splitlines()[-4:]
         assert last == "gpuwatch: 20 steps recorded, findings: none"
-        assert re.fullmatch(r"gpuwatch: NOT ALL OF IT WAS KEPT: the daemon is gone, and what came after .* is not recorded", gone)
+        assert re.fullmatch(
+            r"gpuwatch: NOT ALL OF IT WAS KEPT: the daemon is gone, and what came after .* is not recorded", gone
+        )
         assert see == f"gpuwatch: see gpuwatch status x --logdir {tmp_path / 'shared'}"
         assert gpuwatch("status", "x", "--logdir", "shared").stdout.startswith("x  not followed since 20")
         found = gpuwatch("status", env=there)
