@@ -75,18 +75,30 @@ static int next_event(const scenario_t *scenario, nvmlEventSet_t set, event_data
     return result;
 }
 
+static int has_events(const scenario_t *scenario)
+{
+    for (int gpu = 0; gpu < scenario->gpu_count; gpu++)
+        if (scenario->gpus[gpu]->event_count)
+            return 1;
+    return 0;
+}
+
 EXPORT int nvmlEventSetWait_v2(nvmlEventSet_t set, event_data_t *out, unsigned timeout_ms)
 {
     scenario_t *scenario;
     int result = begin_system("nvmlEventSetWait_v2", 1, &scenario);
     if (result != OK)
         return result;
-    for (long waited_ms = 0;; waited_ms += 50) {
+    for (long waited_ms = 0, pause_ms = 0;; waited_ms += pause_ms) {
         result = is_initialised(scenario) ? next_event(scenario, set, out) : UNINITIALIZED;
+        /* A driver sleeps until something happens: looking often costs processor time that the monitor would be charged for. */
+        pause_ms = has_events(scenario) ? 50 : 250;
         scenario_unlock();
         if (result != TIMED_OUT || waited_ms >= (long)timeout_ms)
             return result;
-        struct timespec pause = {0, 50000000};
+        if (pause_ms > (long)timeout_ms - waited_ms)
+            pause_ms = (long)timeout_ms - waited_ms;
+        struct timespec pause = {0, pause_ms * 1000000};
         nanosleep(&pause, NULL);
         scenario_lock();
         scenario = scenario_now();
