@@ -44,7 +44,7 @@ class Live:
         self._made_at = -1e9  # time.monotonic()
         self._snapshot = b""
         self._ended: dict[str, msgspec.Raw] = {}  # run directory -> what is said of a run that has ended
-        self._daemon = {"version": version, "started": time.time(), "logdir": state.logdir}
+        self._daemon = {"version": version, "started": time.time(), "logdir": printable(state.logdir)}
         self.renderings = 0
 
     def snapshot(self) -> bytes:
@@ -95,6 +95,11 @@ class Live:
             ended[directory] = kept
         self._ended = ended
         return told
+
+
+def printable(path: str) -> str:
+    """A path as JSON can hold it: a byte that is no UTF-8 is a question mark."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def _gpu(gpu: Gpu, now_ns: int) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gpuwatch.exporters.live import printable
 from gpuwatch.state import layers
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _facts(run: Run) -> dict[str, object]:
         "parameters": sum(run.tensors.numels),
         "layers": len(run.tensors.names),
         "started": run.started_wall_seconds,
-        "log": run.path,
+        "log": printable(run.path),
     }
     told = {name: str(value) for name, value in run.facts.items() if not name.startswith("outbox_")}
     return {**known, "told": told}

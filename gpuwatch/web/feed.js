@@ -76,7 +76,9 @@ export class Feed {
       return;
     }
     const wasLost = this.lostAt !== null;
-    this.take(text, "polling", `asking every ${POLL_MS / 1000} s: the daemon has no room for another live page`);
+    const told = `asking every ${POLL_MS / 1000} s: the daemon has no room for another live page`;
+    if (wasLost) this.take(text, "connecting", "connecting …");
+    else this.take(text, "polling", told);
     if (wasLost || performance.now() > streamAgainAt) this.listen();
     else this.timer = setTimeout(() => this.poll(streamAgainAt), POLL_MS);
   }

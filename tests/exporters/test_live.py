@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from gpuwatch.exporters import run_page
 from gpuwatch.exporters.live import Live
+from gpuwatch.state.store import State
 from tests.exporters.job import Job
 from tests.exporters.node import fill
 from tests.exporters.test_prometheus import finding
@@ -97,3 +99,11 @@ def test_an_event_is_one_line_of_data(state, live):
     assert event.endswith(b"}\n\n")
     assert event.count(b"\n") == 2
     assert b"\r" not in event
+
+
+def test_a_log_directory_that_is_no_utf8(tmp_path, stats):
+    state = State(str(tmp_path / "r\udcffuns"))
+    assert told(Live(state, stats, "0.1.0"))["daemon"]["logdir"].endswith("/r?uns")
+    Job(state, "digits").step(1)
+    assert json.loads(run_page.curves(state, "digits", 0))["facts"]["log"].endswith("/r?uns/digits")
+    state.close()
