@@ -16,8 +16,8 @@ from .exact import SAFE_LARGEST, SAFE_SMALLEST, exact_row
 
 __all__ = ["histograms", "norms", "table"]
 
-#: Entries a piece has: 256 KiB of float32 and a buffer of the same size stay in the second-level cache.
-PIECE_ELEMENTS = 65536
+#: Entries a piece has: 512 KiB of float32 and a buffer of the same size stay in a cache; a twelfth faster than half of it.
+PIECE_ELEMENTS = 131072
 
 _buffers = []  # two of PIECE_ELEMENTS float32: made once, since fresh ones would cost page faults
 

@@ -4,6 +4,8 @@ They are joined into one float64 vector and reduced by segments: 0.4 ms for 150 
 operators a tensor take 4 ms. Float64 also makes every float32, bfloat16 and float16 entry exact, squares included.
 """
 
+import math
+
 #: Above this a tensor is better read by itself (segment sums take 0.7 to 3 ns an entry).
 SMALL_ENTRIES = 2048
 #: Entries that are joined at a time: 2 MiB of float64 a temporary copy.
@@ -30,6 +32,44 @@ def batches(tensors):
 
 def table(tensors, scale=None, threshold=None):
     """Rows of wire.TENSOR_COLUMNS (lists of 8 floats) of small tensors, none of them empty."""
+    groups = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(tensor.numel(), []).append(index)
+    if 4 * len(groups) > len(tensors):
+        return _by_segments(tensors, scale, threshold)
+    rows = [None] * len(tensors)
+    for size, indices in groups.items():
+        some = [tensors[index] for index in indices]
+        found = _as_a_matrix(some, size, scale, threshold) or _by_segments(some, scale, threshold)
+        for index, row in zip(indices, found):
+            rows[index] = row
+    return rows
+
+
+def _as_a_matrix(tensors, size, scale, threshold):
+    """The rows of tensors of one size, which most models' are: row sums take a tenth of segment sums. None: not all finite."""
+    import torch
+
+    flat, _ = _joined(tensors)
+    values = flat.view(-1, size)
+    if scale is not None:
+        values = values * scale
+    total = values.sum(1)
+    if not math.isfinite(total.sum().item()):
+        return None
+    norm, sizes = torch.linalg.vector_norm, values.abs()
+    magnitude, peak, length = sizes.sum(1), sizes.amax(1), norm(values, dim=1)
+    mean = total / size
+    spread = norm(values - mean.unsqueeze(1), dim=1) / math.sqrt(size)
+    kept = None if threshold is None else torch.threshold(sizes, threshold, 0.0).sign_().sum(1)
+    nonzero = sizes.sign_().sum(1)
+    lost = torch.full_like(mean, math.nan) if kept is None else (nonzero - kept) / nonzero.clamp(min=1.0)
+    shares = (size - nonzero) / size
+    columns = (length, peak, magnitude / size, mean, spread, shares, torch.zeros_like(mean), lost)
+    return torch.stack(columns, 1).tolist()
+
+
+def _by_segments(tensors, scale, threshold):
     import torch
 
     flat, lengths = _joined(tensors)

@@ -143,9 +143,8 @@ def test_norms_with_a_torch_whose_foreach_norm_has_no_dtype(monkeypatch):
     original = torch._foreach_norm
     monkeypatch.setattr(torch, "_foreach_norm", lambda tensors, order=2: original(tensors, order))
     names = ["small", "bf16, pieces", "fp16 that overflows itself", "fp64"]
-    norms, _ = cpu.norms([TENSORS[name] for name in names])
-    for norm, name in zip(norms, names, strict=True):
-        assert math.isclose(norm, wanted_row(name)["norm"], rel_tol=1e-5)
+    for norm, name in zip(foreach.norms([TENSORS[name] for name in names]), names, strict=True):
+        assert math.isclose(float(norm), wanted_row(name)["norm"], rel_tol=1e-5)
 
 
 def test_torch_alone_would_get_these_norms_wrong():
@@ -218,6 +217,27 @@ def test_small_batches_are_bounded(monkeypatch):
     assert len(batches) > 2
     for got, tensor in zip(rows_of("cpu", tensors), tensors, strict=True):
         assert_row(got, twin.row(twin.values(tensor)))
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor(1e-3, dtype=torch.float64)])
+def test_small_tensors_of_few_sizes(scale):
+    """As a model has them: read as matrices; a size of which one is not finite goes by segments."""
+    tensors = [normal(64, scale=10.0**-i) for i in range(8)] + [torch.relu(normal(8, 8)) for _ in range(6)]
+    tensors += [with_bad(normal(100)), *[normal(100, dtype=torch.bfloat16) + 7 for _ in range(5)]]
+    tensors += [torch.full((64,), 0.1), torch.zeros(64), torch.full((64,), 1e-42), normal(64, scale=1e30)]
+    rows = rows_of("cpu", tensors, scale=scale, threshold=torch.tensor(1e-4, dtype=torch.float64))
+    for tensor, row in zip(tensors, rows, strict=True):
+        assert_row(row, twin.row(twin.values(tensor), 1.0 if scale is None else 1e-3, 1e-4))
+
+
+def test_norms_of_equal_entries():
+    """A float32 sum of 65,536 equal squares is off by 1.7e-5: rows of 4,096 are not."""
+    tensor = torch.full((1 << 20,), 0.1234567)
+    (norm,), _ = cpu.norms([tensor])
+    assert norm == pytest.approx(1024 * tensor[0].item(), rel=3e-6)
+    (row,) = rows_of("cpu", [torch.cat([tensor, -tensor])])
+    assert row[0] == pytest.approx(1024 * math.sqrt(2) * tensor[0].item(), rel=3e-6)
+    assert abs(torch._foreach_norm([tensor[:65536]])[0].item() / (256 * tensor[0].item()) - 1) > 1e-5  # the twin
 
 
 def test_tensors_are_left_as_they_were():
