@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test check bench zoo chaos soak system-packages install-demo install-dev clean
+.PHONY: help demo test check bench zoo chaos soak attach-kills system-packages install-demo install-dev clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -37,6 +37,9 @@ chaos: install-dev system-packages ## the daemon and trainers killed, stopped an
 
 soak: install-dev ## ten million records through one daemon (about twenty minutes)
 	GPUWATCH_SOAK_RECORDS=10000000 $(BIN)/python -m pytest tests/soak $(PYTEST_ARGS)
+
+attach-kills: install-dev ## an attacher SIGKILLed at 200 random instants, inside the stop too (five minutes)
+	GPUWATCH_ATTACH_KILLS=200 $(BIN)/python -m pytest tests/attach -k killed $(PYTEST_ARGS)
 
 # Prometheus with promtool, a C compiler, strace: the tests run the real thing. Needs root only when one is missing.
 system-packages:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from gpuwatch.attach import connected, injector, payload, preflight, remote_debug, visit
+from gpuwatch.attach import connected, doorway, gdb, injector, payload, placed_file, preflight, remote_debug, visit
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.loader import LEFT_AT, REPORT_BYTES, REPORTED
 from gpuwatch.attach.payload import Place
 from gpuwatch.attach.process import Process, read_process, seen_from, waiting_in
 
-METHODS = ("auto", "socket", "ptrace", "remote-debug")
+METHODS = ("auto", "socket", "ptrace", "remote-debug", "gdb")
 _POLL_SECONDS = 0.001
 MakeText = Callable[[Place], str]
 #: Answers that only mean "not at this moment", and how long until it is worth asking again: torch is being imported, the main
 #: thread was in one of our own hooks or in a lock of the import system, our thread still delivers.
-_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "locked": 0.005, "leaving": 0.02, "loading": 0.02}
+_AGAIN_SECONDS = {"importing": 0.25, "inside": 0.002, "locked": 0.005, "leaving": 0.02, "loading": 0.02, "stepping": 0.002}
 #: What has been filed is still carried out for so long when the command no longer waits for it.
 QUEUED_SECONDS = 600.0
 #: A main thread that has not come by for so long is looked at: where it sleeps harmlessly, it is sent to the interpreter.
@@ -66,10 +66,12 @@ def look(pid: int) -> tuple[Process | None, Outcome | None]:
 
 
 def choose(process: Process, method: str) -> str:
-    """The way in: the interpreter's own where it has one that we know, else the injector."""
+    """The way in: the interpreter's own where it has one that we know, else the injector, else gdb."""
     if method != "auto":
         return method
-    return "remote-debug" if process.python in remote_debug.VERSIONS else "ptrace"
+    if process.python in remote_debug.VERSIONS:
+        return "remote-debug"
+    return "ptrace" if os.uname().machine == preflight.INJECTOR_MACHINE else "gdb"
 
 
 def apply(
@@ -91,16 +93,14 @@ def apply(
         if told.good or method == "socket":
             return replace(told, seconds=time.monotonic() - began)
     process, refusal = look(pid)
-    if process is not None and refusal is None and verb == "begin":
-        refusal = _unreachable(process, options)
-        options = options | {"socket": seen_from(pid, options.get("socket") or "")}
     if process is None or refusal is not None:
         assert refusal is not None
         return refusal
     way = choose(process, method)
     outcome = Outcome(pid=pid, title=process.title, answer="failed", method=way)
     try:
-        answer, stopped = _enter(process, way, verb, options, timeout_seconds)
+        with _way_to_daemon(process, verb, options) as reaching:
+            answer, stopped = _enter(process, way, verb, reaching, timeout_seconds)
     except InjectError as error:
         return replace(outcome, sentence=str(error), fix="try again")
     except PermissionError:
@@ -121,7 +121,7 @@ def _enter(process: Process, way: str, verb: str, options: dict[str, Any], timeo
     def text(place: Place) -> str:
         return payload.build(modules, verb, options, process, place, max(timeout_seconds, QUEUED_SECONDS))
 
-    go = _by_remote_debugging if way == "remote-debug" else _by_injector
+    go = {"remote-debug": _by_remote_debugging, "gdb": _by_gdb}.get(way, _by_injector)
     leaving = False
     answer, stopped = go(process, text, blob, timeout_seconds)
     while (pause := _AGAIN_SECONDS.get(answer.partition(":")[0])) and time.monotonic() + pause < deadline:
@@ -157,11 +157,15 @@ def _title(pid: int) -> str:
         return ""
 
 
-def _unreachable(process: Process, options: dict[str, Any]) -> Outcome | None:
-    finding = preflight.hidden_socket(process, options.get("socket") or "")
-    if finding is None:
-        return None
-    return Outcome(pid=process.pid, title=process.title, answer="refused", sentence=finding.sentence, fix=finding.fix)
+@contextmanager
+def _way_to_daemon(process: Process, verb: str, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The options with the daemon's socket as the target names it, or with a doorway to it where it cannot."""
+    path = options.get("socket") or ""
+    if verb == "begin" and preflight.socket_is_hidden(process, path):
+        with doorway.held_open(process, os.path.dirname(path)) as door:
+            yield options | {"doorway": door}
+    else:
+        yield options | ({"socket": seen_from(process.pid, path)} if path else {})
 
 
 def _by_remote_debugging(process: Process, make_text: MakeText, blob: bytes, timeout_seconds: float) -> tuple[str, float]:
@@ -187,6 +191,24 @@ def _by_injector(process: Process, make_text: MakeText, blob: bytes, timeout_sec
     with suppress(InjectError, OSError):  # what cannot be unmapped now are 300 KB that nobody reads
         stopped = max(stopped, injector.release(process.pid, injection.area, injection.area_bytes))
     return answer, stopped
+
+
+def _by_gdb(process: Process, make_text: MakeText, blob: bytes, timeout_seconds: float) -> tuple[str, float]:
+    deadline = time.monotonic() + timeout_seconds
+
+    def script(report: str, path: str) -> bytes:
+        return make_text(Place(report, path or None, None)).encode()
+
+    report, stopped, ran = gdb.request(process, script, blob, timeout_seconds)
+    path = Path(placed_file.outside(process, report))
+    try:
+        while ran and time.monotonic() < deadline:
+            if answer := path.read_text():
+                return answer, stopped
+            time.sleep(_POLL_SECONDS)
+    finally:
+        path.unlink(missing_ok=True)
+    return _queued(process, "") if ran else "busy", stopped
 
 
 def _left(process: Process, area: int) -> str | None:
@@ -221,7 +243,7 @@ def _await_report(process: Process, address: int, timeout_seconds: float) -> tup
 
 def _visited(process: Process) -> float:
     """Send a main thread that sleeps to the interpreter; microseconds that it was held, 0 when it is not sent."""
-    if os.uname().machine != "x86_64":
+    if os.uname().machine != preflight.INJECTOR_MACHINE:
         return 0.0
     with suppress(InjectError, OSError):
         asleep = visit.may_visit(process.pid)
@@ -247,10 +269,12 @@ def _queued(process: Process, found_in: str) -> str:
 #: What the target may answer instead, and what its user is told: sentence (the rest of the answer in place of {}), fix.
 _EXPLAINED = {
     "queued": ("{}", f"done as soon as it does, within {QUEUED_SECONDS / 60:.0f} minutes; --wait waits for that"),
+    "busy": ("its main thread has not come back to Python, and gdb does not wait", "try again with a longer --timeout"),
     "expired": ("the main thread came to it too late", "try again with --wait"),
     "loading": ("an attach before this one is still under way", "wait for that one"),
     "importing": ("it is still importing {}", "try again with --wait"),
     "locked": ("it was in the middle of an import each time", "try again with --wait"),
+    "stepping": ("it was in the middle of torch's step hooks each time", "try again with --wait"),
     "inside": ("the hooks are not out yet", "run the command again"),
     "leaving": ("the hooks are not out yet", "run the command again"),
     "no_torch": ("torch is not loaded in it", "use --wait"),

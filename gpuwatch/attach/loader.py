@@ -4,7 +4,7 @@
 
     VERB, OPTIONS     begin or end, and what `attached.begin` takes
     PID, EXPIRES      whom it is for (a child that is forked while the call waits has another number), until when (time.time())
-    REPORT, AREA      address to report at; (address, bytes) of the mapping that it all lies in, or None
+    REPORT, AREA      address to report at, or the path of a file; (address, bytes) of the mapping that it all lies in, or None
     BLOB              (address, bytes) of the packed modules, or the path of a file, or None
     STANDARD          names of the library's modules that the hooks import
 
@@ -100,18 +100,22 @@ def taken():
 def load(root, blob):
     """The thread: load all modules, have the main thread put them in, report. It may die with the process at any point."""
     import signal
-    import sys
+    import time
 
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the job's signals are for the job's threads
         attached = unpacked(root, blob)
-        ready = attached.prepared() if under_import() is None else None
+        while under_import() is not None and time.time() < EXPIRES:
+            time.sleep(0.02)
+        ready = attached.Prepared(OPTIONS)
         answer = settled(root, attached, ready)
     except BaseException as error:
         forget()
         answer = "failed: %s: %s" % (type(error).__name__, error)
     try:
         report(answer)
+        if answer == "installed" and OPTIONS.get("told"):
+            attached.watch_for_steps()
     except BaseException:
         pass
 
@@ -202,10 +206,12 @@ def settled(root, attached, ready):
             if os.getpid() != PID or turn.setdefault("of", "main") != "main":
                 return
             try:
-                reason = unfit()
-                turn["answer"] = None if reason else quietly(attached.begin, OPTIONS, ready)
-                if reason:
-                    report(reason, done=False)
+                answer = unfit() or quietly(attached.begin, OPTIONS, ready)
+                turn["answer"] = None if answer.partition(":")[0] in PASSING else answer
+                if turn["answer"] is None:
+                    report(answer, done=False)
+                elif answer != "installed":
+                    ready.close()
             except BaseException as error:
                 forget()
                 turn["answer"] = "failed: %s: %s" % (type(error).__name__, error)
@@ -221,8 +227,7 @@ def settled(root, attached, ready):
                 root.loading_in = None
                 return turn["answer"]
         time.sleep(0.005)
-    if ready is not None:
-        ready.close()
+    ready.close()
     forget()
     return "expired"
 
@@ -279,9 +284,14 @@ def forget():
 
 def report(text, done=True):
     """For the attacher to read; where nobody waits for it any more, unmap what was brought."""
+    raw = text.encode("utf-8", "replace")[:440]
+    if isinstance(REPORT, str):
+        if done:
+            with open(REPORT, "r+b") as file:
+                file.write(raw)
+        return
     import ctypes
 
-    raw = text.encode("utf-8", "replace")[:440]
     ctypes.memmove(REPORT + 8, raw + b"\0", len(raw) + 1)
     if done and AREA and ctypes.string_at(REPORT + LEFT_AT, 1) == b"\1":
         unmap = ctypes.CDLL(None).munmap
@@ -310,6 +320,7 @@ def in_import_lock():
     return False
 
 
+PASSING = ("locked", "importing", "stepping")  # what is over a moment later
 IMPORT_LOCKS = ("acquire", "release", "has_deadlock", "_get_module_lock", "cb", "_lock_unlock_module")
 
 

@@ -46,7 +46,7 @@ Modules = dict[str, tuple[bool, bytes | str]]
 class Place(NamedTuple):
     """Where in the target things lie: the report; the packed modules, (address, bytes) or a file's path; the whole mapping."""
 
-    report: int
+    report: int | str
     blob: tuple[int, int] | str | None
     area: tuple[int, int] | None
 

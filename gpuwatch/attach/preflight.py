@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from gpuwatch.attach import gdb
 from gpuwatch.attach.process import Process, children, read_process, seen_from, waiting_in
 
 OLDEST_PYTHON, REMOTE_DEBUG_PYTHON = (3, 9), (3, 14)
+INJECTOR_MACHINE = "x86_64"
 _CAP_SYS_PTRACE = 19
 
 
@@ -26,23 +28,19 @@ def check(process: Process) -> list[Finding]:
     return _hopeless(process) or [*_unsuitable(process), *_permission(process), *_delayed(process)]
 
 
-def hidden_socket(process: Process, socket_path: str) -> Finding | None:
-    """The daemon's socket must be the same file in the target's mount namespace, where its hooks will look for it."""
+def socket_is_hidden(process: Process, socket_path: str) -> bool:
+    """Whether the target, by the same name, reaches something else than the daemon's socket: it has another file system."""
     try:
         ours = os.stat(socket_path)
     except OSError:
-        return None  # no daemon yet: nothing to compare with
+        return False  # no daemon yet: nothing to compare with
     try:
         theirs = os.stat(f"/proc/{process.pid}/root{seen_from(process.pid, socket_path)}")
     except PermissionError:
-        return None
+        return False
     except OSError:
-        theirs = None
-    if theirs is not None and (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
-        return None
-    sentence = f"process {process.pid} has another file system: the daemon's socket {socket_path} is not visible in it"
-    fix = f"mount {os.path.dirname(socket_path)} into its container at the same path, or run a daemon inside with --socket"
-    return Finding("hidden_socket", sentence, fix)
+        return True
+    return (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)
 
 
 def _hopeless(process: Process) -> list[Finding]:
@@ -77,9 +75,9 @@ def _unsuitable(process: Process) -> list[Finding]:
     if version < OLDEST_PYTHON:
         sentence = f"process {pid} runs Python {version[0]}.{version[1]}"
         findings.append(Finding("old_python", sentence, "3.9 is the oldest that the hooks speak"))
-    if version < REMOTE_DEBUG_PYTHON and os.uname().machine != "x86_64":
-        sentence = f"attaching to Python older than 3.14 is built for x86-64; this is {os.uname().machine}"
-        findings.append(Finding("architecture", sentence, "start the job under `gpuwatch run`"))
+    if version < REMOTE_DEBUG_PYTHON and os.uname().machine != INJECTOR_MACHINE and not gdb.available():
+        sentence = f"attaching to Python older than 3.14 is built for x86-64; this is {os.uname().machine}, and there is no gdb"
+        findings.append(Finding("architecture", sentence, "install gdb, or start the job under `gpuwatch run`"))
     return findings
 
 
@@ -97,16 +95,28 @@ def _delayed(process: Process) -> list[Finding]:
 
 def _not_readable(process: Process) -> Finding:
     pid, me = process.pid, os.geteuid()
-    if process.uid not in (me, 0) and me != 0:
-        sentence = f"process {pid} belongs to uid {process.uid}, you are {me}"
-        return Finding("other_user", sentence, "run as that user, or with sudo")
-    if Path(f"/proc/{pid}/maps").stat().st_uid != process.uid:
+    if _is_kernel_thread(pid):
+        return Finding("not_python", f"process {pid} ({_name(pid)}) is a thread of the kernel", _rank_advice(process))
+    if process.uid != me != 0:
+        owner = "root" if process.uid == 0 else f"uid {process.uid}"
+        fix = "run with sudo" if process.uid == 0 else "run as that user, or with sudo"
+        return Finding("other_user", f"process {pid} belongs to {owner}, you are uid {me}", fix)
+    run = "start the job under `gpuwatch run`, which needs no tracing"
+    if me != 0 and Path(f"/proc/{pid}/maps").stat().st_uid != process.uid:
         sentence = f"process {pid} forbids being looked into (PR_SET_DUMPABLE is 0)"
-        return Finding("not_dumpable", sentence, "run with sudo, or start the job under `gpuwatch run`")
-    sentence = f"the kernel does not let you look into process {pid}"
-    return Finding(
-        "permission", sentence, f"run with sudo{_security_module(pid)}; in a container add the capability SYS_PTRACE"
-    )
+        return Finding("not_dumpable", sentence, f"run with sudo, or {run}")
+    if _capabilities(pid, "CapPrm") & ~_capabilities(os.getpid(), "CapEff") and not _capable(_CAP_SYS_PTRACE):
+        sentence = f"process {pid} ({_name(pid)}) has privileges that you do not have"
+        return Finding("permission", sentence, f"add the capability SYS_PTRACE to this container, or {run}")
+    sentence = f"the kernel does not let you look into process {pid} ({_name(pid)}){_security_module(pid)}"
+    if me == 0:
+        return Finding("permission", sentence, f"attach from outside this container or sandbox, or {run}")
+    return Finding("permission", sentence, f"run with sudo, or {run}")
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return bool(int(stat[stat.rindex(")") + 2 :].split()[6]) & 0x200000)  # PF_KTHREAD
 
 
 def _permission(process: Process) -> list[Finding]:
@@ -142,10 +152,14 @@ def _rank_advice(process: Process) -> str:
 
 
 def _capable(capability: int) -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> capability & 1)
-    return False
+    return bool(_capabilities(os.getpid(), "CapEff") >> capability & 1)
+
+
+def _capabilities(pid: int, which: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(which + ":"):
+            return int(line.split()[1], 16)
+    return 0
 
 
 def _ancestors(pid: int) -> list[int]:

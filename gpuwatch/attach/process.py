@@ -40,15 +40,16 @@ class Process:
     free_threaded: bool
     torch: bool
     cuda: bool
+    name: str = ""  # of its main thread, as the kernel has it
+    torch_version: tuple[int, int] = (0, 0)  # (0, 0): not loaded, or not to be read
     ranks: dict[str, str] = field(default_factory=dict)  # RANK, LOCAL_RANK, WORLD_SIZE from its environment
     hooked: bool = False  # started under `gpuwatch run`: GPUWATCH=1 in its environment
 
     @property
     def launcher(self) -> bool:
         """torchrun and its kind: starts ranks, trains nothing itself."""
-        return "RANK" not in self.ranks and any(
-            word == name or word.endswith("/" + name) for word in self.argv[:4] for name in _LAUNCHERS
-        )
+        named = {os.path.basename(self.argv[0]) if self.argv else "", self.title.removeprefix("-m ")}
+        return "RANK" not in self.ranks and not named.isdisjoint(_LAUNCHERS)
 
     @property
     def title(self) -> str:
@@ -78,6 +79,7 @@ def read_process(pid: int) -> Process:
     except OSError:
         executable, mappings, readable = "", [], False
     environment = _environment(pid)
+    torch = next((m.path for m in mappings if "/libtorch_python" in m.path), "")
     version, free_threaded = _python(executable, mappings)
     return Process(
         pid=pid,
@@ -92,7 +94,9 @@ def read_process(pid: int) -> Process:
         readable=readable,
         python=version,
         free_threaded=free_threaded,
-        torch=any("/libtorch_python" in m.path for m in mappings),
+        torch=bool(torch),
+        name=status.get("Name", ""),
+        torch_version=_torch_version(pid, torch),
         cuda=any(m.path.startswith("/dev/nvidia") or "/libcuda.so" in m.path for m in mappings),
         ranks={name: environment[name] for name in _RANK_VARIABLES if name in environment},
         hooked=environment.get("GPUWATCH") == "1",
@@ -168,6 +172,13 @@ def _read(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def _torch_version(pid: int, library: str) -> tuple[int, int]:
+    """Out of torch/version.py beside the library's folder, in the target's own file system."""
+    text = _read(f"/proc/{pid}/root{os.path.dirname(os.path.dirname(library))}/version.py") if library else b""
+    found = re.search(rb"__version__ = '(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _python(executable: str, mappings: list[Mapping]) -> tuple[tuple[int, int] | None, bool]:

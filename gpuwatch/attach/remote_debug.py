@@ -7,13 +7,13 @@ thread's eval breaker. The owner of the target may have switched the interface o
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from gpuwatch.attach import placed_file
 from gpuwatch.attach.elf import ElfError, find_symbols
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.maps import load_bias, open_mapped, read_maps
@@ -71,9 +71,9 @@ def request(process: Process, make_script: Callable[[int, str], bytes], blob: by
         if not thread:
             raise InjectError("the interpreter has no main thread")
         support = thread + layout.support
-        packed = _place_file(process, lambda _: blob) if blob else ""
+        packed = placed_file.place(process, lambda _: blob) if blob else ""
         script = make_script(support + layout.path, packed)
-        path = _place_file(process, lambda path: b"import os; os.unlink(%r)\n" % path + script)
+        path = placed_file.place(process, lambda path: b"import os; os.unlink(%r)\n" % path + script)
         with _stopped(process.pid) as began_ns:  # only so that the bit which we set is not lost to one that the thread sets
             os.pwrite(memory, path.encode() + b"\0", support + layout.path)
             os.pwrite(memory, struct.pack("<i", 1), support + layout.pending)
@@ -115,29 +115,6 @@ def _read_layout(memory: int, runtime: int, process: Process) -> _Layout:
 
 def _word(memory: int, address: int) -> int:
     return int(struct.unpack("<Q", os.pread(memory, 8, address))[0])
-
-
-def _place_file(process: Process, content: Callable[[str], bytes]) -> str:
-    """A file of `content(path)` that the target can read, by its own root, and removes. Its path as the target names it."""
-    for folder in (f"/run/user/{process.uid}", "/dev/shm", "/var/tmp"):  # noqa: S108  # in the target's root, exclusive, unguessable
-        path = f"{folder}/gpuwatch-{secrets.token_hex(16)}.py"
-        try:
-            directory = os.open(f"/proc/{process.pid}/root{folder}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            fd = os.open(os.path.basename(path), flags, 0o600, dir_fd=directory)
-        except OSError:
-            continue
-        finally:
-            os.close(directory)
-        with os.fdopen(fd, "wb") as file:
-            file.write(content(path))
-            if os.geteuid() != process.uid:
-                os.fchown(fd, process.uid, -1)
-        return path
-    raise InjectError("there is no folder in which the target could read a script")
 
 
 @contextmanager

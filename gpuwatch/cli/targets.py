@@ -22,6 +22,8 @@ from gpuwatch.cli.terminal import paint
 #: Ranks of one node; more than that at once would only queue for the cores.
 _MAX_PARALLEL = 16
 _WAIT_SECONDS = 0.2
+#: The torch from which on a DataLoader's worker names its thread.
+_WORKERS_ARE_NAMED = (2, 6)
 
 
 def chosen(pids: tuple[int, ...], everything: bool, tree: int | None) -> list[int]:
@@ -47,11 +49,33 @@ def trains(process: Process) -> bool:
 
 
 def _is_worker(process: Process) -> bool:
-    """A child that runs its parent's program, as DataLoader's workers do, or one of multiprocessing's own."""
-    if any(word.startswith(("--multiprocessing-fork", "from multiprocessing")) for word in process.argv):
+    """A loader's worker, or one of multiprocessing's own helpers. Ranks that torch.multiprocessing.spawn starts are none."""
+    if process.name == "pt_data_worker":
         return True
-    parent = _read(process.parent)
-    return parent is not None and parent.torch and parent.argv == process.argv
+    child = any(word.startswith(("--multiprocessing-fork", "from multiprocessing")) for word in process.argv)
+    if any("resource_tracker" in word or "forkserver" in word for word in process.argv):
+        return True
+    parent = None if child else _read(process.parent)
+    if not child and (parent is None or not parent.torch or parent.argv != process.argv):
+        return False
+    # A child that runs its parent's program. From torch 2.6 on a loader's worker has a name; before, ranks have connections.
+    return process.torch_version < _WORKERS_ARE_NAMED and not _has_internet_socket(process.pid)
+
+
+def _has_internet_socket(pid: int) -> bool:
+    """Whether a TCP connection of its namespace is open in it, as ranks have one to their store."""
+    known: set[str] = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]
+        except OSError:
+            continue
+        known.update(line.split()[9] for line in lines)
+    try:
+        targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:
+        return False
+    return any(target.startswith("socket:[") and target[8:-1] in known for target in targets)
 
 
 def _read(pid: int) -> Process | None:

@@ -1,22 +1,43 @@
 """What an attach runs in a process that was started without us: begin to record, or take everything out again.
 
 Both run in the main thread between two of its bytecodes and return a short status for the attacher to read. What takes long
-and touches nothing of the job's is done before, by `prepared`, on the thread that loads us.
+and touches nothing of the job's is done before, by `Prepared`, on the thread that loads us.
 """
 
+import os
 import sys
 import threading
 import time
 
-from . import bootstrap, identity, notices, session, settings, spare_ring
+from . import bootstrap, doorway, identity, notices, session, settings, spare_ring
 
 #: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
 forget = None
 _UNUSED_WITHIN_SECONDS = 2.0
+#: So many gradients computed and no optimizer's step: it is not one that torch's hooks see.
+_BACKWARDS_WITHOUT_STEP = 20
+_LOOK_SECONDS = 0.05
+_watching = False
 
 
-def prepared():
-    """A ring for the session to come, and kernels that have run once: 5 ms that the first step would take longer. Or None."""
+class Prepared:
+    """What is made before the hooks go in: a ring for the session to come (or None), a way to the daemon (or None)."""
+
+    def __init__(self, options):
+        """On the thread that loads us. Raises OSError where the way to the daemon that was promised is not there."""
+        self.door = doorway.opened(options["doorway"]) if options.get("doorway") else None
+        self.ring = _warm_ring()
+
+    def close(self):
+        """Not needed after all."""
+        if self.ring is not None:
+            self.ring.close()
+        if self.door is not None:
+            os.close(self.door)
+
+
+def _warm_ring():
+    """A ring, after kernels have run once: both are 5 ms that the first step would take longer."""
     try:
         import torch
 
@@ -32,18 +53,25 @@ def prepared():
         return None  # the first step will say what is wrong
 
 
-def begin(options, spare=None):
-    """Put the hooks in. `options`: socket, run, the adjustable settings, told (a line for stderr, or None).
+def begin(options, prepared=None):
+    """Put the hooks in. `options`: socket, run, the adjustable settings, told (a line for stderr, or None), doorway.
 
-    Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings.
+    Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings. "stepping" where
+    a hook more would break a loop over the hooks that is under way; ask again.
     """
     current = session.renewed()
-    current.spare_ring = spare
     adjustable = {name: options[name] for name in settings.ADJUSTABLE if options.get(name) is not None}
     if current.installed and not current.over:
         current.adjust(adjustable, explicit=True)
         return "already"
-    current.settings = current.settings._replace(socket=options.get("socket") or current.settings.socket)
+    if _in_hook_loop():
+        return "stepping"
+    path = options.get("socket") or current.settings.socket
+    if prepared is not None:
+        current.spare_ring, current.door = prepared.ring, prepared.door
+        if prepared.door is not None:
+            path = doorway.path_through(prepared.door, os.path.basename(path))
+    current.settings = current.settings._replace(socket=path)
     current.run = options.get("run") or identity.run_name()
     current.attached = True
     if forget is not None:
@@ -59,6 +87,24 @@ def begin(options, spare=None):
     return "installed"
 
 
+def watch_for_steps():
+    """On the thread that has loaded us: stay until the first step, and say so where gradients come and no step ever does."""
+    global _watching  # noqa: PLW0603 - one attach at a time
+    current = session.current()
+    _watching = True
+    try:
+        while current.recorder is not None and not current.armed:
+            if current.recorder.backwards >= _BACKWARDS_WITHOUT_STEP:
+                notices.say_once(
+                    "gradients are computed, but there is no step of a torch optimizer: one that does not derive from "
+                    "torch.optim.Optimizer is not seen, and nothing is recorded"
+                )
+                return
+            time.sleep(_LOOK_SECONDS)
+    finally:
+        _watching = False
+
+
 def end(inside):
     """Take the hooks out: patches, hooks, thread, descriptors, ring, and, where an attach brought them, the modules.
 
@@ -71,15 +117,41 @@ def end(inside):
     gone = current.over
     if not gone:
         current.leave("detached")
+        if not _in_hook_loop():
+            current.ledger.sweep()
     if current.control is not None:
         current.control.ask_to_stop()
         if current.control.is_alive():
             return "leaving"
     if forget is not None:
-        if inside:
-            return "inside"
+        if inside or _watching:
+            return "inside" if inside else "leaving"
         forget()
     return "absent" if gone and forget is None else "detached"
+
+
+def _in_hook_loop():
+    """Whether a thread is in the middle of torch's loop over its step hooks: the table must not grow or shrink under it."""
+    optimizer = sys.modules.get("torch.optim.optimizer")
+    if optimizer is None:
+        return False
+    hooks = [*optimizer._global_optimizer_pre_hooks.values(), *optimizer._global_optimizer_post_hooks.values()]
+    codes = [_code(hook) for hook in hooks]
+    if not codes:
+        return False
+    for innermost in sys._current_frames().values():
+        inner, frame = None, innermost
+        while frame is not None:
+            in_step = frame.f_code.co_name == "wrapper" and frame.f_globals is vars(optimizer)
+            if in_step and (inner is None or inner.f_code in codes):
+                return True
+            inner, frame = frame, frame.f_back
+    return False
+
+
+def _code(hook):
+    hook = getattr(hook, "func", hook)  # a partial
+    return getattr(hook if hasattr(hook, "__code__") else type(hook).__call__, "__code__", None)
 
 
 def _forget_when_unused():

@@ -7,6 +7,7 @@ remove the other tool's layer or leave ours firing.
 
 import functools
 import inspect
+import types
 
 from . import untraced
 
@@ -68,8 +69,14 @@ def patch_of(value):
     return patch if patch is not None and patch.wrapper is function else None
 
 
-def _spent(*_args, **_kwargs):
-    """What stands in a torch hook table after us, where taking the entry out could break an iteration."""
+def _spent():
+    """What stands in a torch hook table after us where taking the entry out could break a loop; it holds nothing of ours."""
+    function = types.FunctionType((lambda *_args, **_kwargs: None).__code__, {"__builtins__": {}}, "gpuwatch_was_here")
+    return untraced.hide(function)
+
+
+def _is_spent(hook):
+    return getattr(hook, "__name__", None) == "gpuwatch_was_here" and type(hook) is types.FunctionType
 
 
 class Ledger:
@@ -78,6 +85,7 @@ class Ledger:
     def __init__(self):
         self._patches = []
         self._handles = []
+        self._tables = []  # torch's hook tables that we have been in
 
     def __len__(self):
         return len(self._patches) + len(self._handles)
@@ -101,6 +109,8 @@ class Ledger:
     def hook(self, register, function):
         """`register(function)`, one of torch's own register_..._hook functions; the handle it returns is kept."""
         self._handles.append(register(untraced.hide(function)))
+        self._tables.append(self._handles[-1].hooks_dict_ref)
+        self.sweep()
 
     def remove(self):
         """Everything out, the latest first. Safe from any thread, also while the training thread is inside a wrapper."""
@@ -108,6 +118,13 @@ class Ledger:
             _withdraw(self._handles.pop())
         while self._patches:
             _restore(self._patches.pop())
+
+    def sweep(self):
+        """Take out what `remove`, ours or an earlier session's, has left in torch's tables. Only where nobody iterates them."""
+        for table in self._tables:
+            hooks = table()
+            for key in [key for key, hook in list((hooks or {}).items()) if _is_spent(hook)]:
+                del hooks[key]
 
 
 def _new_patch(owner, attribute):
@@ -130,7 +147,7 @@ def _withdraw(handle):
         return
     # Replacing a value is safe while torch iterates the table; taking an entry out is not (RuntimeError in the user's step),
     # unless it is the only one: an iterator that stands on it has nothing further to look up.
-    hooks[handle.id] = _spent
+    hooks[handle.id] = _spent()
     if len(hooks) == 1:
         handle.remove()
 

@@ -5,6 +5,7 @@ it has seen everything that it was waiting for.
 """
 
 import sys
+import threading
 
 
 class Waiter:
@@ -13,7 +14,7 @@ class Waiter:
     def __init__(self, callbacks, on_error):
         self._callbacks = dict(callbacks)
         self._on_error = on_error
-        self._asking = False
+        self._asking = set()  # threads that are asking the other finders, which import things themselves
 
     def begin(self):
         """Call back at once for what is imported already, wait for the rest."""
@@ -35,13 +36,14 @@ class Waiter:
 
     def find_spec(self, name, path=None, target=None):
         """The import system's question; ours is the others' answer, with a step behind the loader of a module waited for."""
-        if name not in self._callbacks or self._asking:
+        me = threading.get_ident()
+        if name not in self._callbacks or me in self._asking:
             return None
-        self._asking = True
+        self._asking.add(me)
         try:
             spec = _ask_others(self, name, path, target)
         finally:
-            self._asking = False
+            self._asking.discard(me)
         try:
             if spec is not None:
                 self._follow(name, spec.loader)

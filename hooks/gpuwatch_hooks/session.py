@@ -7,6 +7,7 @@ Everything here may be called from any thread at any time, also in a forked chil
 
 import atexit
 import collections
+import os
 import struct
 import sys
 import threading
@@ -35,6 +36,7 @@ class Session:
         self.outbox = outbox.Outbox()
         self.ring = None
         self.spare_ring = None  # made before it is needed, by an attach
+        self.door = None  # descriptor of the daemon's folder, where an attach has passed one
         self.recorder = None
         self.control = None
         self.announces_absence = False  # whether somebody who called us by name is told when no daemon answers
@@ -229,6 +231,8 @@ class Session:
         self.over = self.renewable = True
         if self.spare_ring is not None:
             self.spare_ring.close()
+        if not self.armed:
+            self._shut_door()
         self._forget_exit()
 
     def silence(self):
@@ -242,6 +246,7 @@ class Session:
         self.ledger.remove()
         self._forget_exit()
         self.control.abandon()
+        self._shut_door()
 
     def _forget_exit(self):
         atexit.unregister(self._at_exit)
@@ -260,8 +265,14 @@ class Session:
                 return
             time.sleep(0.001)  # the training thread is in the middle of a record
 
+    def _shut_door(self):
+        door, self.door = self.door, None
+        if door is not None:
+            os.close(door)
+
     def release(self):
         """The control thread has gone: unmap the ring, unless the training thread never leaves it. The daemon keeps its own."""
+        self._shut_door()
         for _ in range(50):
             if self._writer.setdefault("writer", self) is self:
                 self.ring.close()

@@ -330,24 +330,68 @@ def test_a_job_in_its_own_pid_and_network_namespace(command, daemon, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_job_in_its_own_mount_namespace(shared, command, daemon, tmp_path):
-    """Where the socket's folder is mounted it is reached; where it is not, that is what is said."""
-    hide = "" if shared else f"mount -t tmpfs none {daemon.folder} && "
-    program = f"{hide}exec {sys.executable} {TARGETS / 'trains.py'}"
-    target = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert target.stdout.readline() == "ready\n"
-        out = command("attach", target.pid, "-q", "--name", "mounted")
-        if shared:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_job_in_its_own_mount_namespace(hidden, command, tmp_path):
+    """Where the socket's folder is not visible, a way to it is passed in."""
+    (tmp_path / "daemon").mkdir(mode=0o700)
+    with RunningDaemon(tmp_path / "daemon", logdir=str(tmp_path / "runs")) as own:
+        hide = f"mount -t tmpfs none {own.folder} && mount -t proc none /proc && " if hidden else ""
+        program = f"{hide}exec {sys.executable} {TARGETS / 'trains.py'}"
+        namespaces = ["--fork", "--pid", "--net", "--ipc", "--mount"] if hidden else ["--mount"]
+        target = subprocess.Popen(
+            ["unshare", *namespaces, "sh", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        environment = {"GPUWATCH_SOCKET": str(own.socket)}
+        try:
+            assert target.stdout.readline() == "ready\n"
+            pid = children(target.pid)[0] if hidden else target.pid
+            before = ask(target, "look")
+            out = command("attach", pid, "-q", "--name", "mounted", **environment)
             assert out.returncode == 0, out.stdout
-            wait_until(lambda: daemon.runs().get("mounted") and daemon.runs()["mounted"].step > 3)
-        else:
-            assert out.returncode == 1
-            assert f"the daemon's socket {daemon.socket} is not visible in it; mount {daemon.folder} into" in out.stdout
-            assert ask(target, "look")["modules"] == []
+            wait_until(lambda: own.runs().get("mounted") and own.runs()["mounted"].step > 3)
+            assert command("detach", pid, **environment).returncode == 0
+            until(lambda: ask(target, "look") == before)
+        finally:
+            for pid in [*children(target.pid), target.pid]:
+                os.kill(pid, 9)
+            target.wait(10)
+
+
+SPAWNS = """
+import os, sys, time, torch, torch.multiprocessing, torch.utils.data
+class Data(torch.utils.data.Dataset):
+    def __len__(self): return 1000000
+    def __getitem__(self, index): return torch.zeros(1)
+def rank(number, kind):
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = torch.utils.data.DataLoader(Data(), num_workers=1, multiprocessing_context=kind)
+    for batch in loader:
+        model(batch).sum().backward()
+        optimizer.step()
+        open(f"{__file__}.{os.getpid()}", "a").close()
+        time.sleep(0.01)
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(rank, (sys.argv[1],), nprocs=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fork", "spawn"])
+def test_spawned_ranks_are_told_from_loaders_workers(kind, command, tmp_path):
+    script = tmp_path / "spawns.py"
+    script.write_text(SPAWNS)
+    target = subprocess.Popen([sys.executable, str(script), kind], start_new_session=True)
+    try:
+        marks = until(lambda: list(tmp_path.glob("spawns.py.*")), 90)
+        rank = int(marks[0].suffix[1:])
+        listed = {row["pid"]: row for row in json.loads(command("ps", "--json").stdout)}
+        assert listed[rank]["role"] == "training"
+        workers = [pid for pid in children(rank) if pid in listed]
+        assert [listed[pid]["role"] for pid in workers] == ["worker"]
+        found = json.loads(command("attach", "--tree", target.pid, "--dry-run", "--json").stdout)
+        assert rank in [one["pid"] for one in found]
+        assert not set(workers) & {one["pid"] for one in found}
     finally:
-        target.kill()
+        os.killpg(target.pid, 9)
         target.wait(10)

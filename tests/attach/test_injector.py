@@ -19,14 +19,19 @@ from tests.attach.conftest import until
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
 
+#: `make attach-kills` asks for 200.
+KILLS = int(os.environ.get("GPUWATCH_ATTACH_KILLS", "40"))
 PYENV = Path.home() / ".pyenv" / "versions"
-INTERPRETERS = ["3.9", "3.10", "3.11", "3.12", "3.13", "debian"]
+INTERPRETERS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.13t", "debian"]
 
 
 def interpreter(version):
     if version == "debian":
         return Path("/usr/bin/python3") if Path("/usr/bin/python3").exists() else None
-    candidates = [*sorted(PYENV.glob(f"{version}.*/bin/python")), shutil.which(f"python{version}")]
+    if version == "3.13t" and os.environ.get("GPUWATCH_TEST_PYTHON_3_13T"):
+        return Path(os.environ["GPUWATCH_TEST_PYTHON_3_13T"])
+    number, threaded = version.rstrip("t"), "t" * version.endswith("t")
+    candidates = [*sorted(PYENV.glob(f"{number}.*[0-9]{threaded}/bin/python")), shutil.which(f"python{version}")]
     return next((path for path in candidates if path and Path(path).exists()), None)
 
 
@@ -157,10 +162,11 @@ def test_the_attacher_killed_before_every_call_it_makes_leaves_the_target_alive(
         assert matmul_counts(tmp_path / "counts")[1] == 0
 
 
-def test_the_attacher_killed_from_outside_at_random_instants(launch, tmp_path):
-    target = launch("busy.py")
+@pytest.mark.parametrize("script", ["busy.py", "storm.py"])
+def test_the_attacher_killed_from_outside_at_random_instants(script, launch, tmp_path):
+    target = launch(script, *(["threads"] if script == "storm.py" else []))
     generator = random.Random(1)
-    for _ in range(60):
+    for _ in range(KILLS):
         child = os.fork()
         if child == 0:
             try:

@@ -106,9 +106,33 @@ def test_already_traced(launch):
 @pytest.mark.skipif(not is_root, reason="needs root to become somebody else")
 def test_another_user_is_told_whose_it_is(launch):
     code, sentence, fix = looked_at_by_nobody(launch("fake_torch.py").pid)
-    assert code == "permission"  # root's processes are root's: sudo it is
-    assert "sudo" in fix
-    assert sentence
+    assert code == "other_user"
+    assert "belongs to root, you are uid 65534" in sentence
+    assert fix == "run with sudo"
+
+
+@pytest.mark.skipif(not is_root, reason="needs root to become somebody else")
+def test_a_user_is_told_of_another_users_process():
+    program = (
+        "import os, time\nos.setgroups([]); os.setgid(1234); os.setuid(1234)\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    target = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert target.stdout.readline() == "ready\n"
+        code, sentence, fix = looked_at_by_nobody(target.pid)
+        assert (code, fix) == ("other_user", "run as that user, or with sudo")
+        assert "belongs to uid 1234, you are uid 65534" in sentence
+    finally:
+        target.kill()
+        target.wait()
+
+
+@pytest.mark.skipif(not is_root, reason="what root is told")
+@pytest.mark.parametrize("pid", [1, 2])
+def test_root_is_not_told_to_use_sudo(pid):
+    for finding in check(read_process(pid)):
+        assert "sudo" not in finding.fix
+        assert finding.sentence
 
 
 @pytest.mark.skipif(not is_root, reason="needs root to start a process of somebody else's")
@@ -150,3 +174,7 @@ def test_a_launcher_names_its_ranks(tmp_path):
 def test_a_secret_among_the_arguments_is_in_no_title(launch):
     process = read_process(launch("busy.py", "run", "--token=canary-5c1d").pid)
     assert "canary" not in process.title
+
+
+def test_an_argument_that_is_called_like_a_launcher_makes_none(launch):
+    assert not read_process(launch("busy.py", "run", "accelerate").pid).launcher

@@ -1,6 +1,8 @@
 """A main thread that sleeps comes by the interpreter and goes back to sleep; one that does anything else is left alone."""
 
 import os
+import random
+import signal
 import time
 
 import pytest
@@ -9,7 +11,7 @@ from gpuwatch.attach import visit
 from gpuwatch.attach.injector import inject
 from gpuwatch.attach.process import started
 from tests.attach.conftest import until
-from tests.attach.test_injector import INTERPRETERS, interpreter, lines, note
+from tests.attach.test_injector import INTERPRETERS, KILLS, interpreter, lines, note
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="registers of x86-64")
 SLEEPS = ["sleep", "join", "get", "get_in_time", "wait", "poll", "read"]
@@ -63,6 +65,25 @@ def test_twin_without_a_look_at_the_callers_foreign_code_would_be_entered(launch
     monkeypatch.setattr(visit, "_called_by_interpreter", lambda *_: True)
     target = launch("asleep.py", "foreign", 2)
     assert until(lambda: visit.may_visit(target.pid), 2) is not None
+
+
+def test_the_visitor_killed_at_random_instants(launch):
+    target = launch("asleep.py", "sleep", 30)
+    generator = random.Random(2)
+    for _ in range(KILLS // 4):
+        asleep = until(lambda: visit.may_visit(target.pid))
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    visit.visit(target.pid, started(target.pid), asleep)
+            finally:
+                os._exit(0)
+        time.sleep(generator.uniform(0.0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert target.poll() is None
+    until(lambda: visit.may_visit(target.pid))  # it sleeps where it slept
 
 
 def test_a_thread_that_woke_up_is_not_sent(launch):

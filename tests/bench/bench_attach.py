@@ -194,10 +194,11 @@ PEER_COLUMNS = (
 
 def main():
     options = {
-        "--cycles": {"type": int, "help": "attach and detach so often in all [1000; --quick 48]"},
+        "--cycles": {"type": int, "help": "attach and detach so often in all [1000; --quick 24]"},
         "--jobs": {"nargs": "+", "choices": list(JOBS), "default": list(JOBS), "help": "only these"},
         "--peers": {"type": Path, "help": "a virtual environment with hypno, memray, debugpy and py-spy in it"},
         "--only": {"choices": ("cycles", "peers"), "help": "only this part; `peers` with --peer NAME only that one"},
+        "--rounds": {"type": int, "default": 10, "help": "attach each peer so often to each job [10; --quick 1]"},
         "--peer": {"help": "only the peer whose name begins so"},
         "--save": {"type": Path, "metavar": "F", "help": "write what was measured, for --add"},
         "--add": {"type": Path, "nargs": "+", "metavar": "F", "help": "pieces that were saved: report them all as one"},
@@ -228,7 +229,7 @@ def added(files):
 def measure(bench):
     """(tallies, rows of peers) of what the options ask for."""
     options, tallies, rows = bench.options, [], []
-    total = options.cycles or (48 if bench.quick else 1000)
+    total = options.cycles or (24 if bench.quick else 1000)
     with tempfile.TemporaryDirectory() as folder:
         records = Records(Path(folder) / "ear.sock")
         for name in options.jobs if options.only != "peers" else ():
@@ -238,7 +239,9 @@ def measure(bench):
         site = next((options.peers / "lib").glob("python3*/site-packages"), None) if options.peers else None
         for peer in attach_peers.available(options.peers) if options.only != "cycles" else ():
             if peer.name.startswith(options.peer or ""):
-                rows.append(peer_row(peer, PEER_JOBS, 1 if bench.quick else 10, str(site) if site else None, Path(folder)))
+                rows.append(
+                    peer_row(peer, PEER_JOBS, 1 if bench.quick else options.rounds, str(site) if site else None, Path(folder))
+                )
                 print(f"{rows[-1]}", file=sys.stderr, flush=True)
     return tallies, rows
 
