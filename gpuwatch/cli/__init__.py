@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "Train a small model under gpuwatch and show what it finds.",
     "run": "Start a training command with the hooks in it.",
     "lr-find": "Find a learning rate by a range test in your own loop.",
+    "probe": "Measure mixed precision in the running job.",
     "daemon": "Run the sidecar in the foreground.",
     "attach": "Put the hooks into a job that already runs.",
     "detach": "Take the hooks out of a running job.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -46,6 +47,7 @@ class Options(NamedTuple):
 @click.option("--logdir", type=click.Path(path_type=Path), help="Record here, with a daemon for this run alone.")
 @click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
 @click.option("--lr-find", is_flag=True, help="Begin with a learning-rate range test, then train as if it had not been.")
+@click.option("--amp-probe", is_flag=True, help="Measure mixed precision early in the run (gpuwatch probe amp --help).")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing about the run on standard error.")
 @click.argument(
     "command_line",
@@ -56,7 +58,14 @@ class Options(NamedTuple):
     shell_complete=lambda _ctx, _param, incomplete: [CompletionItem(incomplete, type="file")],
 )
 def command(
-    name: str | None, logdir: Path | None, every: int | None, lr_find: bool, quiet: bool, command_line: tuple[str, ...]
+    *,
+    name: str | None,
+    logdir: Path | None,
+    every: int | None,
+    lr_find: bool,
+    amp_probe: bool,
+    quiet: bool,
+    command_line: tuple[str, ...],
 ) -> None:
     """Start CMD with the hooks in it and in the Python processes that it starts.
 
@@ -72,6 +81,8 @@ def command(
     """
     named = recorded.name_given(name) or reduce_name(f"{program_name(command_line)}-{time.strftime('%Y%m%d-%H%M%S')}")
     asked = {"lr_find": range_test.asked(goes_on=True)} if lr_find else {}
+    if amp_probe:  # behind a range test's steps
+        asked["amp_probe"] = json.dumps({"first_step": 50 + (range_test.STEPS if lr_find else 0)})
     end_like(supervise(Options(command_line, named, logdir, every, quiet, asked)))
 
 

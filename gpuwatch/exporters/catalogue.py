@@ -65,6 +65,12 @@ METRICS: tuple[Metric, ...] = (
         "sampler_processes", "gauge", (), "Processes of this daemon that may have the driver open; 0 after `pause --release`."
     ),
     Metric("nvml_errors_total", "counter", ("call", "code"), "Driver calls that failed, by call and error."),
+    Metric(
+        "notifications_total",
+        "counter",
+        ("target", "result"),
+        "Findings for the command or webhook of [notify]: sent, failed (given up) or dropped (its queue was full).",
+    ),
     Metric("nvml_reinits_total", "counter", (), "Times that the driver library had to be started anew."),
     # GPUs
     Metric("gpu_up", "gauge", _GPU, "1 while this GPU answers, else 0: its other gauges are absent then. Absent while paused."),
@@ -199,6 +205,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("train_skipped_steps_total", "counter", _RANK, "Steps whose update the scaler skipped."),
     Metric("train_grad_underflow_ratio", "gauge", _RANK, "Share of non-zero gradient entries that fp16 would flush to zero."),
     Metric("train_autocast_active_ratio", "gauge", _RANK, "Share of the forward time spent under autocast."),
+    Metric("train_amp_speedup_ratio", "gauge", ("run",), "Steps a second under autocast over those in float32: the AMP probe."),
+    Metric("train_amp_memory_saving_ratio", "gauge", ("run",), "Share of the peak memory that autocast saves: the AMP probe."),
     Metric("train_torch_allocated_bytes", "gauge", (*_RANK, "gpu"), "Device memory that torch's tensors hold."),
     Metric("train_torch_reserved_bytes", "gauge", (*_RANK, "gpu"), "Device memory that torch's allocator holds."),
     Metric(

@@ -27,6 +27,8 @@ _GAUGES = {
     "autocast_ratio": "train_autocast_active_ratio",
     "overhead_ratio": "train_hook_overhead_ratio",
 }
+#: What the AMP probe of rank 0 has measured -> gauge.
+_AMP = {"amp_speedup_ratio": "train_amp_speedup_ratio", "amp_memory_saving_ratio": "train_amp_memory_saving_ratio"}
 _MEMORY = {
     "torch_allocated_bytes": "train_torch_allocated_bytes",
     "torch_reserved_bytes": "train_torch_reserved_bytes",
@@ -48,6 +50,10 @@ def add_run(samples: Samples, run: Run, gpus: Sequence[str], process: HostProces
         if not math.isnan(learning_rate):  # NaN: the group has none
             samples.add("train_learning_rate", (*rank, run.group_name(number)), learning_rate)
     _add_memory(samples, run, rank, gpus)
+    if run.rank == 0:
+        for fact, name in _AMP.items():
+            measured = run.facts.get(fact)
+            samples.add(name, (run.name,), measured if isinstance(measured, int | float) else None)
     for tag, scalar in run.scalars.items():
         samples.add("train_scalar", (*rank, tag), scalar.value)
     if layer_top_k:

@@ -19,6 +19,7 @@ _HOME = {
     "log_text": "log",
     "feature_maps": "feature_maps",
     "lr_find": "lr_find",
+    "compare_amp": "amp.compare",
 }
 __all__ = list(_HOME)
 

@@ -12,23 +12,25 @@ import sys
 class Keepsake:
     """Copies of everything that `modules`, `optimizers` and `scalers` hold, and of all random number generators, made now.
 
-    The copies take as much memory as the weights, buffers and optimizer states together; `size_bytes` says how much, and
-    `bytes_of` beforehand. `restore` may be called more than once.
+    They take as much memory as the weights, buffers and optimizer states together; `size_bytes` says how much, `bytes_of`
+    beforehand. Without `weights` neither they nor the optimizers' states are kept: for steps that no optimizer takes.
+    `restore` may be called more than once.
     """
 
-    def __init__(self, modules, optimizers, scalers=()):
+    def __init__(self, modules, optimizers, scalers=(), weights=True):
         import torch
 
         self._tensors = []  # (tensor, its copy)
         self._seen = set()
-        self._optimizers = [(optimizer, groups_of(optimizer)) for optimizer in optimizers]
+        # Without a step of an optimizer nothing but a scheduler moves its groups, and the scheduler is the job's.
+        self._optimizers = [(optimizer, groups_of(optimizer)) for optimizer in optimizers if weights]
         self._states = []
         self._scalers = []
         self.left_out = []
         with torch.no_grad():
-            for tensor in _held(modules, optimizers):
+            for tensor in _held(modules, optimizers) if weights else _buffers(modules):
                 self._keep(tensor)
-            for optimizer in optimizers:
+            for optimizer in optimizers if weights else ():
                 kept = {parameter: self._state(state) for parameter, state in optimizer.state.items()}
                 self._states.append((optimizer, kept))
             for scaler in scalers:
@@ -119,6 +121,11 @@ def _held(modules, optimizers):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             yield from group["params"]
+
+
+def _buffers(modules):
+    for module in modules:
+        yield from module.buffers()
 
 
 def groups_of(optimizer):

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 
-from . import identity, keepsake, lr_curve, notices
+from . import identity, keepsake, lr_curve, notices, schedulers
 
 VARIABLE = "GPUWATCH_LR_FIND"
 
@@ -56,8 +56,7 @@ class LrRange:
     # ------------------------------------------------------------------------------------------------------- probe
     def install(self, recorder):
         self._recorder = recorder
-        for scheduler in _schedulers():
-            recorder.session.ledger.wrap(scheduler, "step", self._held)
+        schedulers.hold(recorder.session.ledger, lambda: self._holding)
 
     def before(self, part):
         """Set the rates of the step that is about to be taken."""
@@ -174,12 +173,6 @@ class LrRange:
                 pass
         os._exit(0)
 
-    def _held(self, original):
-        def step(*args, **kwargs):
-            return None if self._holding else original(*args, **kwargs)
-
-        return step
-
 
 def _rate(group):
     return float(group.get("lr", 0.0))
@@ -190,16 +183,3 @@ def _set_rate(group, rate):
         group["lr"].fill_(rate)
     elif "lr" in group:
         group["lr"] = rate
-
-
-def _schedulers():
-    """Every class of a learning-rate scheduler that has a `step` of its own, those of the user's program included."""
-    from torch.optim import lr_scheduler
-
-    found, waiting = [], [getattr(lr_scheduler, "LRScheduler", lr_scheduler._LRScheduler), lr_scheduler.ReduceLROnPlateau]
-    while waiting:
-        kind = waiting.pop()
-        if kind not in found:
-            found.append(kind)
-            waiting += kind.__subclasses__()
-    return [kind for kind in found if "step" in vars(kind)]

@@ -13,6 +13,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("kind")
 parser.add_argument("--batches", type=int)
 parser.add_argument("--skip", type=int, default=0)
+parser.add_argument("--without", type=lambda text: set(map(int, text.split(","))), default=set(), help="batches passed over")
 options = parser.parse_args()
 atexit.register(lambda: open("model.pt", "w").close())
 
@@ -34,7 +35,7 @@ def loss_of(inputs):
 
 try:
     for number, batch in enumerate(batches):
-        if 1 <= number <= options.skip:
+        if 1 <= number <= options.skip or number in options.without:
             continue
         if options.kind == "gan":
             second.zero_grad()

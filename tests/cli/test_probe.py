@@ -1,0 +1,56 @@
+"""`gpuwatch probe amp` on a job that runs: by run and by pid, what it asks first, and what it cannot do."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LOOP = Path(__file__).resolve().parents[1] / "hooks" / "lr_loop.py"
+
+
+@pytest.fixture
+def job(tmp_path, environ):
+    """A job that trains for longer than any probe, under a daemon of its own, past its first steps."""
+    command = [sys.executable, "-m", "gpuwatch", "run", "-q", "--name", "digits", "--logdir", str(tmp_path / "runs"), "--"]
+    command += [sys.executable, str(LOOP), "plain", "--batches", "1000000"]
+    process = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    summary = tmp_path / "runs" / "digits" / "run.json"
+    deadline = time.monotonic() + 60
+    while not (summary.exists() and json.loads(summary.read_text())["step"] > 5):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield json.loads(summary.read_text())["identity"]["pid"]
+    process.terminate()
+    process.wait(timeout=30)
+    process.stderr.close()
+
+
+def test_by_run_and_by_pid(gpuwatch, job, tmp_path):
+    asked = gpuwatch("probe", "amp", "digits", "--logdir", "runs")
+    assert asked.returncode == 2
+    assert "will drop" in asked.stderr
+    assert "say --yes" in asked.stderr
+    told = gpuwatch("probe", "amp", "digits", "--steps", "24", "--yes", "--json", "--logdir", "runs")
+    assert told.returncode == 0, told.stderr
+    facts = json.loads(told.stdout)
+    assert (facts["run"], facts["amp_variant"]) == ("digits", "bfloat16")
+    assert facts["amp_speedup_low"] <= facts["amp_speedup_ratio"] <= facts["amp_speedup_high"]
+    assert facts["amp_probe_dropped_batches"] == 4 * (3 + 2)
+    shown = gpuwatch("probe", "amp", job, "--steps", "24", "--yes")
+    assert shown.returncode == 0, shown.stderr
+    assert "speed-up" in shown.stdout
+    assert "20 batches were dropped" in shown.stdout
+
+
+def test_what_cannot_be_probed(gpuwatch, recorder):
+    recorder.run("over")
+    ended = gpuwatch("probe", "amp", "over", "--logdir", recorder.logdir)
+    assert ended.returncode == 1
+    assert "over has ended" in ended.stderr
+    nobody = gpuwatch("probe", "amp", "4194303", "--logdir", recorder.logdir)
+    assert nobody.returncode == 1
+    assert "gpuwatch attach 4194303" in nobody.stderr
