@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test check bench zoo chaos soak attach-kills system-packages install-demo install-dev clean
+.PHONY: help demo test check bench gpu zoo chaos soak attach-kills system-packages install-demo install-dev clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -40,6 +40,11 @@ soak: install-dev ## ten million records through one daemon (about twenty minute
 
 attach-kills: install-dev ## an attacher SIGKILLed at 200 random instants, inside the stop too (five minutes)
 	GPUWATCH_ATTACH_KILLS=200 $(BIN)/python -m pytest tests/attach -k killed $(PYTEST_ARGS)
+
+# Plain checkout, no installation: the machine's own Python with its torch (GPU_PYTHON=...); GPU_ARGS=--full, --require.
+GPU_PYTHON ?= python3
+gpu: ## everything that needs a GPU, in less than 8 minutes, with a table (without one: a sentence, exit 0)
+	@PYTHONPATH=.:hooks $(GPU_PYTHON) tests/gpu/run.py $(GPU_ARGS)
 
 # Prometheus with promtool, a C compiler, strace: the tests run the real thing. Needs root only when one is missing.
 system-packages:

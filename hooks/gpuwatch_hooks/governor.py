@@ -36,6 +36,11 @@ class Governor:
         """Index into wire.THINNING: how many families, in order, are thinned."""
         return sum(1 for factor in RUNGS[self.rung] if factor > 1)
 
+    @property
+    def base_ratio(self):
+        """Share of a usual step that goes into what is never thinned."""
+        return self._base_ns / self._usual_ns if self._usual_ns else 0.0
+
     def interval(self, family, every):
         """Steps from one measurement of `family` to the next, when the user asked for each `every`-th."""
         return every * RUNGS[self.rung][FAMILIES.index(family)]

@@ -82,14 +82,15 @@ class Reading(Measured):
         if not _at_hand(scale, tensors) or not _at_hand(threshold, tensors):
             return False  # offloaded: the host multiplies the norms later
         try:
-            answer = fused.measure(tensors, _there(scale, tensors), _there(threshold, tensors), histograms)
+            sizes = tuple(map(_numel(), tensors))
+            answer = fused.measure(tensors, _there(scale, tensors), _there(threshold, tensors), histograms, sizes)
         except fused.errors as error:
             self._selection.retire(tensors[0].device, error)
             return False
         if answer is None:
             return False
         self.threshold = self.threshold or threshold is not None
-        self.count(places, [tensor.numel() for tensor in tensors])
+        self.count(places, sizes)
         part.read_bytes(answer, _later(self._take_answer, places))
         return True
 

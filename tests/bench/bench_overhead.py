@@ -1,4 +1,7 @@
-"""What the whole hook set costs a CPU training step, beside what people usually write to see their gradients."""
+"""What the whole hook set costs a training step, beside what people usually write to see their gradients.
+
+On the CPU, and on a GPU where there is one (`--device cuda` leaves the CPU out).
+"""
 
 import statistics
 import sys
@@ -6,12 +9,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "hooks"))
 
 import torch
 from torch import nn
 
+from tests.bench import gpu_jobs
 from tests.bench.harness import Bench
-from tests.hooks.recording import RecordingSession
+from tests.bench.hooked import HookedSession
 
 LAYERS, WIDTH, HEADS, WORDS = 12, 256, 8, 2000
 
@@ -75,7 +80,19 @@ class Hooks:
     """The hook set on one job, put in and taken out between blocks; the plan of the governor lives on."""
 
     def __init__(self, budget):
-        self.session = RecordingSession(budget=budget)
+        self.session = HookedSession(budget)
+
+    def host_microseconds(self):
+        """A list that fills with what the hooks take of the training thread, a step."""
+        recorder, found = self.session.recorder, []
+        account = recorder._account
+
+        def noted(part, hook_ns):
+            found.append(hook_ns / 1000)
+            account(part, hook_ns)
+
+        recorder._account = noted
+        return found
 
     def run(self, job, count):
         self.session.recorder.previous_end = None  # the time since the last block is nobody's step
@@ -84,7 +101,6 @@ class Hooks:
             return job.seconds(count)
         finally:
             self.session.ledger.remove()
-            self.session.ring.sequence = 0
 
 
 def compare(job, run, rounds, block):
@@ -105,12 +121,53 @@ def quartiles(ratios):
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
+def on_a_gpu(bench):
+    """Blocks of plain and observed steps in turn, for each job and observer."""
+    for name, make, limit, steps in gpu_jobs.jobs():
+        job, block = make(), max(4, steps // 5) if bench.quick else steps
+        hooks = Hooks(1.0)  # nothing thinned: all statistics at every step
+        host = hooks.host_microseconds()
+        job.seconds(10)
+        hooks.run(job, 20)  # the kernel is there after this
+        host.clear()
+        ours = {"plain, twice": lambda job, count: job.seconds(count), "gpuwatch, everything at every step": hooks.run}
+        rows = []
+        for observer, run in {**ours, **gpu_jobs.peers()}.items():
+            rounds = (12 if observer in ours else 5) // (2 if bench.quick else 1)
+            ratios = [run(job, block) / job.seconds(block) for _ in range(rounds)]
+            rows.append((observer, quartiles(ratios), rounds))
+            if observer.startswith("gpuwatch"):
+                bench.number(f"step with hooks over plain step, {name}", statistics.median(ratios), "ratio", at_most=limit)
+        tensors = len(list(job.model.parameters()))
+        bench.number(f"host time of the hooks a step, {name}", statistics.median(host), "us", at_most=150)
+        assert not hooks.session.faults, hooks.session.faults
+        facts = {key: value for told in hooks.session.told for key, value in told.items() if key.startswith("kernel")}
+        plain = f"plain step {1000 * job.seconds(block) / block:.1f} ms, blocks of {block} steps"
+        title = f"{torch.cuda.get_device_name()}: {name}, {tensors} tensors, {plain}; {facts}"
+        bench.table(title, ("observer", "wall time, median and quartiles", "rounds"), rows)
+        hooks.session.close()
+        del job, hooks, ours
+        torch.cuda.empty_cache()
+
+
 def main():
     bench = Bench(
         "overhead",
-        "The hook set on a CPU transformer, every step, alternating blocks",
-        options={"--threads": {"type": int, "default": 1}, "--batch": {"type": int, "default": 2}},
+        "The hook set in a training step, every step, alternating blocks",
+        options={
+            "--threads": {"type": int, "default": 1},
+            "--batch": {"type": int, "default": 2},
+            "--device": {"choices": ["cpu", "cuda", "both"], "default": "both"},
+        },
     )
+    if bench.options.device != "cuda":
+        on_the_cpu(bench)
+    if bench.options.device != "cpu" and torch.cuda.is_available():
+        on_a_gpu(bench)
+    return bench.finish()
+
+
+def on_the_cpu(bench):
     torch.set_num_threads(bench.options.threads)
     job = Job(bench.options.batch, 32 if bench.quick else 128)
     tensors = list(job.model.parameters())
@@ -143,7 +200,9 @@ def main():
     bench.number("step with hooks over plain step, processor time, median", processor, "ratio", at_most=1.03)
     bench.number("the hooks' own measure of it", governor.overhead_ratio, "ratio", note=governor.describe(1))
     bench.number("families thinned to keep the budget", governor.thinning_level, "of 3", at_least=1)
-    return bench.finish()
+    bench.number(
+        "what is never thinned, of a step", governor.base_ratio, "ratio", note="one read of every gradient, and the hooks"
+    )
 
 
 if __name__ == "__main__":

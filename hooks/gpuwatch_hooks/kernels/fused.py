@@ -56,19 +56,16 @@ class Fused:
         """Whether the kernel can read this dense tensor of its device: fp32, bf16 or fp16 without gaps, in any order."""
         return self._kind(tensor.dtype) is not None and tensor.numel() <= MAX_ENTRIES and self._gapless(tensor)
 
-    def measure(self, tensors, scale=None, threshold=None, histograms=False):
+    def measure(self, tensors, scale=None, threshold=None, histograms=False, sizes=None):
         """uint8 tensor on the device with the answer for `tensors` (see chunks.decode), or None where one does not fit.
 
-        `scale`, `threshold`: 0-d float64 tensors on the same device, or None. The tensors need to live until this returns.
+        `scale`, `threshold`: 0-d float64 tensors on the same device, or None. `sizes`: the tensors' numbers of entries as a
+        tuple, where they are known already. The tensors need to live until this returns.
         """
-        kinds = tuple(map(self._kind, map(self._dtype, tensors)))
-        numels = tuple(map(self._numel, tensors))
-        if None in kinds or not (all(map(self._contiguous, tensors)) or all(map(self._gapless, tensors))):
-            return None
-        if max(numels) > MAX_ENTRIES:
-            return None
         device = self._device
-        plan = self._plan(numels, kinds)
+        plan = self._plan(sizes or tuple(map(self._numel, tensors)), tuple(map(self._dtype, tensors)))
+        if plan is None or not (all(map(self._contiguous, tensors)) or all(map(self._gapless, tensors))):
+            return None
         addresses = tuple(map(self._address, tensors))
         if addresses != plan.addresses:
             plan.addresses = None  # in case the upload fails
@@ -97,15 +94,18 @@ class Fused:
         device.launch(cuda_source.ROWS, layout.count, cuda_source.ROW_THREADS, (tensors, chunks, partials, rows, limit))
         return memory[:answer_bytes]
 
-    def _plan(self, numels, kinds):
+    def _plan(self, numels, dtypes):
         # by stream as well: what one stream has uploaded is not there yet for another
-        key = (self._device.stream(), numels, kinds)
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._plans[key] = _Plan(self._device, numels, kinds)
+        key = (self._device.stream(), numels, dtypes)
+        try:
+            return self._plans[key]
+        except KeyError:
+            kinds = [self._kind(dtype) for dtype in dtypes]
+            fits = None not in kinds and max(numels) <= MAX_ENTRIES
+            plan = self._plans[key] = _Plan(self._device, numels, kinds) if fits else None
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
-        return plan
+            return plan
 
     def _kind(self, dtype):
         if dtype not in self._kinds:
