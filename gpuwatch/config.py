@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,6 +86,20 @@ class TensorBoard(Section, frozen=True):
     histograms_every_seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 30.0
 
 
+class Notify(Section, frozen=True):
+    """Who is told of findings. Empty: nobody."""
+
+    command: list[str] = []  # a program and its arguments; gets the finding as JSON on its standard input, and never a shell
+    webhook: Annotated[str, msgspec.Meta(pattern=r"^$|^https?://[^\s/?#@]+(?:[/?]\S*)?$")] = ""  # gets it as a POST
+    token_file: str = ""  # the webhook is sent its content as a bearer token
+    severity: Literal["info", "warning", "critical"] = "warning"  # and above
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0  # of one attempt
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 6  # 1, 2, 4 ... up to 60 seconds apart
+    queue: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = (
+        256  # that may wait for a target; what is more is dropped and counted
+    )
+
+
 class Limits(Section, frozen=True):
     """What any one peer, user or run may take of this daemon."""
 
@@ -112,6 +127,7 @@ class Config(Section, frozen=True):
     sampling: Sampling = Sampling()
     prometheus: Prometheus = Prometheus()
     tensorboard: TensorBoard = TensorBoard()
+    notify: Notify = Notify()
     limits: Limits = Limits()
     rules: dict[str, dict[str, RuleValue]] = {}  # rules.NAME.enabled and its thresholds
 
@@ -126,6 +142,7 @@ SECTIONS: dict[str, type[Section]] = {
     "sampling": Sampling,
     "prometheus": Prometheus,
     "tensorboard": TensorBoard,
+    "notify": Notify,
     "limits": Limits,
 }
 
@@ -212,7 +229,11 @@ def _typed(variable: str, text: str, key: str, section: type[Section]) -> object
     fields = {field.name: field for field in msgspec.structs.fields(section)}
     if key not in fields:
         raise ConfigError(f"{variable}: unknown key {key!r}{_suggest(key, fields)}")
-    value: object = [part.strip() for part in text.split(",") if part.strip()] if key.endswith("_hosts") else text
+    value: object = text
+    if key.endswith("_hosts"):
+        value = [part.strip() for part in text.split(",") if part.strip()]
+    elif fields[key].type == list[str]:
+        value = shlex.split(text)
     try:
         return msgspec.convert(value, fields[key].type, strict=False)
     except msgspec.ValidationError:

@@ -20,6 +20,7 @@ from gpuwatch.detectors import pages as rule_pages
 from gpuwatch.detectors.engine import Engine
 from gpuwatch.detectors.registry import BY_NAME
 from gpuwatch.exporters import http, listening, pages
+from gpuwatch.exporters.notifications import Notifications
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.intake import listener
@@ -59,7 +60,6 @@ class Daemon:
         self.stats = SelfStats()
         self.notifier = Notifier()
         self.selector = selectors.DefaultSelector()
-
         limits = config.limits
         self.state = State(config.daemon.logdir, runs_per_uid=limits.runs_per_uid, journal_bytes=limits.journal_bytes)
 
@@ -68,6 +68,7 @@ class Daemon:
         self.detectors = Worker("detectors", self.judge.turn, self.stats, JUDGE_SECONDS)
         self.judge.hurry = self.detectors.hurry
 
+        self.notifications = Notifications(config.notify, self.state, self.stats)
         self.tensorboard = TensorBoardExporter(config, self.state, self.stats) if config.tensorboard.enabled else None
         self.http = self._listen_http() if config.prometheus.enabled else None
 
@@ -135,7 +136,7 @@ class Daemon:
         allowed_seconds = self.config.daemon.shutdown_seconds
         whole = self._drain(time.monotonic() + DRAIN_SHARE * allowed_seconds)
         whole &= self.detectors.stop(0.2 * allowed_seconds)
-        ends: list[Callable[[], object]] = [self.intake.close, self.state.close]
+        ends: list[Callable[[], object]] = [self.intake.close, self.state.close, self.notifications.stop]
         if self.supervisor is not None:
             ends.append(functools.partial(self.supervisor.close, 0.1 * allowed_seconds))
         if self.tensorboard is not None:

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from gpuwatch.exporters import notifications
 from gpuwatch.exporters.exposition import OPENMETRICS, TEXT, Renderer, wants_openmetrics
 from gpuwatch.exporters.gpu_samples import add_gpus, add_host
 from gpuwatch.exporters.http import Response
@@ -64,6 +65,9 @@ class Prometheus:
         samples.add("up", (), int(all(component.up for component in components.values())))
         for name, component in sorted(components.items()):
             samples.add("component_up", (name,), int(component.up))
+        for (name, label), count in self._stats.counters().items():
+            if name == notifications.COUNTER:
+                samples.add("notifications_total", tuple(label.split("/")), count)
         with self._state.lock:
             runs = self._present_runs()
             self._add_state(samples, runs)

@@ -47,6 +47,7 @@ class State:
         self.findings = FindingBook()
         self.on_step: list[Callable[[Run, Step], None]] = []  # called under the lock, in order, after the step is applied
         self.on_finding: list[Callable[[Run, Finding], None]] = []  # a finding that has just opened or closed
+        self.on_worse: list[Callable[[Run, Finding], None]] = []  # an open finding that has grown more severe
         self.undecodable_records = 0
         self.summary_errors = 0
         self._runs_per_uid = runs_per_uid
@@ -120,6 +121,8 @@ class State:
             if opened:
                 run.counters.count_finding(finding.rule)
             elif finding.state != "closed":
+                for callback in self.on_worse:
+                    callback(run, finding)
                 return
             if run.journal is not None:
                 now_ns = self._monotonic_ns()

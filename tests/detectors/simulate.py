@@ -10,10 +10,11 @@ from array import array
 from gpuwatch_hooks import wire
 
 from gpuwatch.detectors.engine import Engine
+from gpuwatch.detectors.moment import Moment
 from gpuwatch.state.directories import RunDirectory
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.identity import Hello, Identity
-from gpuwatch.state.records import Names, StepPart, TensorRows
+from gpuwatch.state.records import Event, HistogramRows, Names, Scalar, StepPart, TensorRows
 from gpuwatch.state.runs import Run
 
 ALL_COLUMNS = (1 << len(wire.TENSOR_COLUMNS)) - 1
@@ -36,6 +37,21 @@ def rows(step: int, family: str, norms: list[float], nonfinite: list[float] | No
     return TensorRows(step, 0, family, 1, first, len(norms), ALL_COLUMNS, cells.tobytes(), step * 10**8)
 
 
+def cells(step: int, family: str, table: list[dict[str, float]]) -> TensorRows:
+    """A TENSORS record with any columns: one dict a tensor; what it leaves out is 0."""
+    flat = array("f", [row.get(name, 0.0) for row in table for name in wire.TENSOR_COLUMNS])
+    return TensorRows(step, 0, family, 1, 0, len(table), ALL_COLUMNS, flat.tobytes(), step * 10**8)
+
+
+def histogram(step: int, counts: dict[int, int], tensors: int = 1) -> HistogramRows:
+    """A HISTOGRAMS record of gradients: entries by the exponent of their bucket, the same for each tensor."""
+    buckets = array("I", [0] * wire.HISTOGRAM_BUCKETS)
+    for exponent, count in counts.items():
+        buckets[min(max(exponent - wire.HISTOGRAM_FIRST_EXPONENT, 0), wire.HISTOGRAM_BUCKETS - 1)] += count
+    data = buckets.tobytes() * tensors
+    return HistogramRows(step, 0, "gradient", 1, 0, tensors, wire.HISTOGRAM_FIRST_EXPONENT, data, step * 10**8)
+
+
 class Simulation:
     """One run under all rules (or under `settings`). `findings` keeps every change that the engine reported."""
 
@@ -49,8 +65,9 @@ class Simulation:
         self,
         values: dict[str, float],
         learning_rates: tuple[float, ...] = (0.1,),
-        tables: list[TensorRows] | None = None,
+        tables: list[TensorRows | HistogramRows] | None = None,
         optimizers: int = 1,
+        decay: float = 0.0,
     ) -> list[Finding]:
         """One step with these fields; the findings that it changed."""
         self.step += 1
@@ -58,11 +75,25 @@ class Simulation:
             self.run.observe(table)
         changed = []
         for optimizer in range(optimizers):
-            groups = tuple((rate, 0.0) for rate in learning_rates)
+            groups = tuple((rate, decay) for rate in learning_rates)
             last = optimizer == optimizers - 1
             part = StepPart(self.step, optimizer, last, values, groups, self.step * 10**8)
             for step in self.run.observe(part):
                 changed += self.engine.observe(self.run, step)
+        self.findings += changed
+        return changed
+
+    def tell(self, code: str, step: int, value: float, text: str = "") -> None:
+        """An event of the hooks, just before the next step."""
+        self.run.observe(Event(step, code, value, text, self.step * 10**8 + 5 * 10**7))
+
+    def log(self, tag: str, value: float) -> None:
+        """A scalar that the job logs, just before the next step."""
+        self.run.observe((Scalar(tag, self.step, value, self.step * 10**8 + 5 * 10**7),))
+
+    def look(self, moment: Moment) -> list[Finding]:
+        """One moment under the rules that look at moments."""
+        changed = self.engine.look(self.run, moment)
         self.findings += changed
         return changed
 
