@@ -1,8 +1,10 @@
-"""One kind of training, for ever: `jobs.py KIND`. Each finished optimizer step ends in `step_done`, which answers commands.
+"""Kinds of training, one after the other: `jobs.py KIND...`. Each optimizer step ends in `step_done`, which answers commands.
 
 go N    takes N more steps and holds; answered by {"step": ...} once it holds; while it holds the main thread comes by bytecode
+next    the next kind begins; answered, as the first one is, by "ready" after its first step
 """
 
+import contextlib
 import json
 import os
 import select
@@ -15,6 +17,10 @@ from torch import nn
 steps, hold_at = 0, None
 
 
+class NextKind(BaseException):
+    """Leaves whatever loop it is in."""
+
+
 def step_done():
     global steps, hold_at  # noqa: PLW0603  # a user's script
     steps += 1
@@ -25,10 +31,13 @@ def step_done():
             print(json.dumps({"step": steps}), flush=True)
             hold_at = -1
         if select.select([sys.stdin], [], [], 0.02)[0]:
-            line = sys.stdin.readline()
-            if not line:
+            word, _, number = sys.stdin.readline().strip().partition(" ")
+            if word == "next":
+                steps, hold_at = 0, None
+                raise NextKind
+            if not word:
                 sys.exit()
-            hold_at = steps + int(line.split()[1])
+            hold_at = steps + int(number)
         elif hold_at is None:
             return
 
@@ -113,6 +122,8 @@ def foreign_optimizer():
 
 
 def _group():
+    if torch.distributed.is_initialized():
+        return
     path = os.path.join(tempfile.mkdtemp(), "store")
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
 
@@ -221,4 +232,6 @@ def transformers():
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    globals()[sys.argv[1]]()
+    for kind in sys.argv[1:]:
+        with contextlib.suppress(NextKind):
+            globals()[kind]()
