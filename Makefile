@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help demo test check bench gpu zoo chaos soak attach-kills system-packages install-demo install-dev clean
+.PHONY: help demo test check bench gpu zoo chaos soak healthy attach-kills system-packages install-demo install-dev clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -45,6 +45,9 @@ attach-kills: install-dev ## an attacher SIGKILLed at 200 random instants, insid
 GPU_PYTHON ?= python3
 gpu: ## everything that needs a GPU, in less than 8 minutes, with a table (without one: a sentence, exit 0)
 	@PYTHONPATH=.:hooks $(GPU_PYTHON) tests/gpu/run.py $(GPU_ARGS)
+
+healthy: install-dev ## 100,000 healthy steps under every rule: none may raise an alarm (about two minutes)
+	GPUWATCH_HEALTHY_STEPS=100000 $(BIN)/python -m pytest tests/detectors/test_false_alarms.py $(PYTEST_ARGS)
 
 # Prometheus with promtool, a C compiler, strace: the tests run the real thing. Needs root only when one is missing.
 system-packages:

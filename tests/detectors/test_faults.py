@@ -343,3 +343,17 @@ def test_small_updates_without_a_profile_are_not_vanishing() -> None:
 def test_what_is_no_matrix_does_not_count() -> None:
     names = [f"norm{i}.weight" for i in range(6)] + [f"l{i}.bias" for i in range(6)]
     assert vanish(1e-6, 1e-9, names, [64] * 12).opened == []
+
+
+def first_update(ratio: float, rms: float) -> Simulation:
+    """A first step that changes 4,096 weights of this root mean square by `ratio` of their norm."""
+    simulation = Simulation(["a.weight"], [4096])
+    simulation.advance({"loss": 1.0, "update_ratio": ratio, "weight_norm": 64.0 * rms})
+    return simulation
+
+
+def test_a_first_step_that_replaces_the_weights_is_critical_and_one_from_nought_is_not() -> None:
+    (finding,) = first_update(8.0, 0.1).opened
+    assert (finding.rule, finding.severity, finding.step) == ("update_ratio_high", "critical", 1)
+    assert first_update(8.0, 1e-4).opened == []
+    assert first_update(2.0, 0.1).opened == []
