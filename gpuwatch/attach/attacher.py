@@ -105,7 +105,8 @@ def apply(
         return replace(outcome, sentence=str(error), fix="try again")
     except PermissionError:
         sentence = f"the kernel does not let you trace process {pid}"
-        fix = "run as its owner or with sudo; in a container add the capability SYS_PTRACE; or start it under `gpuwatch run`"
+        right = "run as its owner or with sudo; in" if os.geteuid() else "in"
+        fix = f"{right} a container add the capability SYS_PTRACE; or start it under `gpuwatch run`, which needs no tracing"
         return replace(outcome, answer="refused", sentence=sentence, fix=fix)
     except OSError as error:
         return replace(outcome, sentence=f"process {pid}: {error.strerror}", fix="is it still there?")
@@ -188,6 +189,8 @@ def _by_injector(process: Process, make_text: MakeText, blob: bytes, timeout_sec
     answer = answer or _left(process, injection.area)
     if answer is None:
         return _queued(process, injection.found_in), stopped
+    if answer.startswith("importing"):
+        return f"queued: it is still {answer.replace(': ', ' ')}", stopped
     with suppress(InjectError, OSError):  # what cannot be unmapped now are 300 KB that nobody reads
         stopped = max(stopped, injector.release(process.pid, injection.area, injection.area_bytes))
     return answer, stopped
@@ -212,11 +215,13 @@ def _by_gdb(process: Process, make_text: MakeText, blob: bytes, timeout_seconds:
 
 
 def _left(process: Process, area: int) -> str | None:
-    """Note in the area that nobody waits any more: it is unmapped by whoever uses it last. An answer that came meanwhile."""
+    """Note in the area that nobody waits any more: it is unmapped by whoever uses it last. An answer that came meanwhile, or
+    what it has been waiting for."""
     memory = os.open(f"/proc/{process.pid}/mem", os.O_RDWR)
     try:
         os.pwrite(memory, b"\1", area + LEFT_AT)
-        return _read_report(process, memory, area)
+        waits_for = os.pread(memory, REPORT_BYTES, area)[8:].split(b"\0", 1)[0].decode(errors="replace")
+        return _read_report(process, memory, area) or (waits_for if waits_for.startswith("importing") else None)
     finally:
         os.close(memory)
 

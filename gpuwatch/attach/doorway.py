@@ -17,7 +17,7 @@ from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.process import Process
 
 _PEER = struct.Struct("iII")  # pid, uid, gid
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.05
 
 
 @contextmanager
@@ -27,24 +27,32 @@ def held_open(process: Process, folder: str) -> Iterator[str]:
     Raises InjectError where no socket can be put into its root.
     """
     path, outside = _place(process)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     over = threading.Event()
-    try:
-        listening.bind(outside)
-        os.chmod(outside, 0o600)
-        if os.geteuid() != process.uid:
-            os.chown(outside, process.uid, -1)
-        listening.listen(1)
-        listening.settimeout(_LOOK_SECONDS)
+    with _listening(process, outside) as listening:
         passing = threading.Thread(target=_pass, args=(listening, process.pid, folder, over), daemon=True)
         passing.start()
-        yield path
-        over.set()
-        passing.join()
-    except OSError as error:
-        raise InjectError(f"no socket can be put into the root of process {process.pid} ({error.strerror})") from None
+        try:
+            yield path
+        finally:
+            over.set()
+            passing.join()
+
+
+@contextmanager
+def _listening(process: Process, outside: str) -> Iterator[socket.socket]:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        try:
+            listening.bind(outside)
+            os.chmod(outside, 0o600)
+            if os.geteuid() != process.uid:
+                os.chown(outside, process.uid, -1)
+            listening.listen(1)
+            listening.settimeout(_LOOK_SECONDS)
+        except OSError as error:
+            raise InjectError(f"no socket can be put into the root of process {process.pid} ({error.strerror})") from None
+        yield listening
     finally:
-        over.set()
         listening.close()
         with suppress(OSError):
             os.unlink(outside)

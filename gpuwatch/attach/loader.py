@@ -105,7 +105,8 @@ def load(root, blob):
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the job's signals are for the job's threads
         attached = unpacked(root, blob)
-        while under_import() is not None and time.time() < EXPIRES:
+        while (half := under_import()) is not None and time.time() < EXPIRES:
+            report("importing: %s" % half, done=False)
             time.sleep(0.02)
         ready = attached.Prepared(OPTIONS)
         answer = settled(root, attached, ready)
