@@ -37,6 +37,10 @@ NAMES_NS = 5_000_000_000
 GPUS_NS = 900_000_000
 
 
+#: Media that are files for other programs: `gpuwatch trace` and `snapshot` take them from the journal.
+_FILES = frozenset({"trace", "memory_snapshot"})
+
+
 class RunEvents:
     """Translates records in the order of the journal. Each item given back is one serialized event: written whole or not."""
 
@@ -157,6 +161,8 @@ class RunEvents:
         return self._event(summary, scalar.step, scalar.monotonic_ns)
 
     def _media(self, media: Media) -> list[bytes]:
+        if media.kind in _FILES:
+            return []
         kind = "image" if media.kind in ("images", "feature_maps", "figure") else media.kind
         tag = self._place_own(media.tag, kind, media.step)
         if tag is None:

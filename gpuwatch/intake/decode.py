@@ -81,7 +81,7 @@ class SamplingRequest(msgspec.Struct, frozen=True):
 
 
 Message = HelloMessage | Numbered | MediaMessage | Bye | Command | Ended | SamplingRequest
-VERBS = ("detach", "set", "amp_probe")
+VERBS = ("detach", "set", "amp_probe", "trace", "snapshot")
 
 
 class VersionError(DecodeError):

@@ -20,6 +20,7 @@ _HOME = {
     "feature_maps": "feature_maps",
     "lr_find": "lr_find",
     "compare_amp": "amp.compare",
+    "compare_int8": "int8",
 }
 __all__ = list(_HOME)
 

@@ -219,6 +219,8 @@ class Control:
             self._session.adjust(message, explicit=True)
         elif verb == "amp_probe":
             self._session.probe_amp(message)
+        elif verb in ("trace", "snapshot"):
+            self._session.serve(message)
         elif verb == "detach":
             self._session.leave("detached")
             self.stop()

@@ -199,6 +199,12 @@ class Session:
 
         self.guard.run("amp_probe", live.begin, self.recorder, request)
 
+    def serve(self, request):
+        """Take a trace or a snapshot; `request` as on_demand.py reads it."""
+        from . import on_demand
+
+        self.guard.run("on_demand", on_demand.begin, self, request)
+
     # ----------------------------------------------------------------------------------------------------------- end
     def end(self, reason):
         """END record, then give the control thread its time to deliver. `reason` is one of wire.END_REASONS."""

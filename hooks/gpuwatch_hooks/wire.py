@@ -154,11 +154,11 @@ HANDSHAKE_TIMEOUT_SECONDS = 2.0
 #: hooks -> daemon; those with "n" (a counter from 1 in each process) are kept by the hooks until acknowledged.
 CLIENT_MESSAGES = ("hello", "names", "scalars", "media", "meta", "bye")
 #: daemon -> hooks: fixed verbs, never code.
-DAEMON_MESSAGES = ("welcome", "ack", "set", "detach", "refuse", "amp_probe")
+DAEMON_MESSAGES = ("welcome", "ack", "set", "detach", "refuse", "amp_probe", "trace", "snapshot")
 #: Which name table a "names" message extends.
 NAME_TABLES = ("tensor", "group", "optimizer")
 #: What a "media" message carries.
-MEDIA_KINDS = ("images", "histogram", "figure", "text", "feature_maps")
+MEDIA_KINDS = ("images", "histogram", "figure", "text", "feature_maps", "trace", "memory_snapshot")
 
 
 def pack_step(step, optimizer, flags, mask, fields, groups):

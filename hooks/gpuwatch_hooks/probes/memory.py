@@ -2,6 +2,8 @@
 
 import sys
 
+from .. import on_demand
+
 
 class MemoryProbe:
     """Reads the allocator's counters (no call into the driver, no synchronisation); nothing before CUDA is in use."""
@@ -12,11 +14,15 @@ class MemoryProbe:
         """Nothing to patch."""
         self._session = recorder.session
         self._failures = {}  # device index -> out-of-memory errors so far
+        self._observed = False
 
     def after(self, part):
         torch = sys.modules["torch"]
         if not torch.cuda.is_initialized():
             return
+        if not self._observed:
+            self._observed = True
+            on_demand.at_out_of_memory(self._session)
         device = next((p.device for p in part.entry.parameters if p.device.type == "cuda"), None)
         index = torch.cuda.current_device() if device is None else device.index
         # torch.cuda.memory_stats flattens and sorts some 70 entries in Python first; this is what it starts from
