@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gpuwatch.detectors.rule import AnyRule, Thresholds
+from gpuwatch.detectors.rules.adam_second_moment import AdamSecondMoment
 from gpuwatch.detectors.rules.amp_skip_rate import AmpSkipRate
 from gpuwatch.detectors.rules.amp_underflow import AmpUnderflow
 from gpuwatch.detectors.rules.amp_unused import AmpUnused
@@ -62,6 +63,7 @@ RULES: tuple[type[AnyRule[Any]], ...] = (
     LossPlateau,
     UpdateRatioHigh,
     UpdateRatioLow,
+    AdamSecondMoment,
     Overfitting,
     LossScaleCollapse,
     AmpSkipRate,

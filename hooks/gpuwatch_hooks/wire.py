@@ -113,7 +113,8 @@ MAX_GROUPS = 64
 TENSORS_HEAD = struct.Struct("<QHHIIII")
 #: Statistics of one tensor over its finite entries, in true (unscaled) units; `nonfinite_count` and the shares are of all.
 TENSOR_COLUMNS = ("norm", "absmax", "mean_abs", "mean", "std", "zero_ratio", "nonfinite_count", "underflow_ratio")
-FAMILIES = ("gradient", "weight", "update")
+#: second_moment: only `norm` is measured, the root mean square of the gradient over the root of Adam's second moment.
+FAMILIES = ("gradient", "weight", "update", "second_moment")
 
 #: KIND_HISTOGRAMS: step, optimizer, family, version of the name table, first index, count, exponent of bucket 0 (i32);
 #: then u32[count][64]. Bucket i counts finite entries with 2**(e0+i) <= |x| < 2**(e0+i+1); bucket 0 takes all that is

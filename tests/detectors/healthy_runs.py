@@ -89,7 +89,12 @@ class Healthy:
             moved = [10.0 * values["update_ratio"] * rng.uniform(0.5, 2.0) if i in trained else 0.0 for i in range(COUNT)]
             if self.converging:  # biases in front of a normalisation: lost to rounding
                 moved = [0.0 if SIZES[i] == 64 else moved[i] for i in range(COUNT)]
-            made += [rows(self.number, "weight", [10.0] * COUNT), rows(self.number, "update", moved)]
+            ratios = [math.exp(rng.gauss(-0.2, 0.3)) for _ in range(COUNT)]
+            made += [
+                rows(self.number, "second_moment", ratios),
+                rows(self.number, "weight", [10.0] * COUNT),
+                rows(self.number, "update", moved),
+            ]
         return made
 
     def scale_the_loss(self, values: dict[str, float]) -> list:

@@ -403,3 +403,28 @@ def test_slow_steps_that_are_no_regression() -> None:
         steps_of(sim, 1, 3.0 + epoch, data_seconds=2.9 + epoch)
     steps_of(sim, 300, 0.3, data_seconds=0.21)  # that is data_starvation's
     assert sim.of("step_time_regression") == []
+
+
+# --------------------------------------------------------------------------------------------------- adam_second_moment
+def adam(*ratios: float):
+    """Tables in which these matrices have these ratios; the bias is not measured."""
+    return lambda step: [rows(step, "second_moment", [ratios[0], 50.0, ratios[1], math.nan])]
+
+
+@pytest.mark.parametrize(("ratio", "severity"), [(3.0, "info"), (12.0, "warning")])
+def test_gradients_that_have_outgrown_adams_second_moment(ratio: float, severity: str) -> None:
+    sim = simulation()
+    play(sim, 50, tables=adam(1.0, 0.9))
+    play(sim, 5, tables=adam(1.0, ratio))
+    finding = only(sim, "adam_second_moment")
+    assert (finding.severity, finding.layer, finding.first_step, finding.step) == (severity, "block.weight", 51, 53)
+    play(sim, 20, tables=adam(1.0, 1.0))
+    assert finding.state == "closed"
+
+
+def test_a_single_large_gradient_is_none() -> None:
+    sim = simulation()
+    for _ in range(20):
+        play(sim, 9, tables=adam(1.0, 1.0))
+        play(sim, 1, tables=adam(9.0, 1.0))
+    assert sim.of("adam_second_moment") == []

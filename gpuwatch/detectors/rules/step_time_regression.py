@@ -8,7 +8,7 @@ cache is full, growing logs or lists in the loop, a kernel that is recompiled fo
 ## The test
 
 The usual step time is the median of 200 steps after the first 50, and its robust deviation. Regressed is a median of the
-last 50 steps above `info_ratio` times the usual one and 4 deviations, for `steps` steps running that took `seconds` seconds
+last 50 steps above `info_ratio` times the usual one and 2 deviations, for `steps` steps running that took `seconds` seconds
 or more. From `warning_ratio` on, and when it has lasted `warning_seconds` seconds, it is a warning; before, and below, it
 is info. Single slow steps (validation, checkpoints, the start of an epoch) do not move a median. A step that the loader
 delays is left to `data_starvation`: data wait is taken out of the step time. The usual time is learned anew when the
@@ -40,7 +40,8 @@ from gpuwatch.detectors.sample import Sample
 _SETTLE_STEPS = 50
 _USUAL_STEPS = 200
 _RECENT_STEPS = 50
-_SIGMAS = 4.0
+#: Of single steps; the median of 50 that is compared with them is known seven times better.
+_SIGMAS = 2.0
 #: The median of the recent steps need not be taken anew at each step.
 _EVERY = 10
 

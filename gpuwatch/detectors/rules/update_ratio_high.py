@@ -9,8 +9,9 @@ replace the model. The learning rate is too high, for all or for one group of pa
 
 update norm / weight norm of all weights together is above `ratio`, in 3 measured steps running, or once above
 `critical_ratio`, which is critical. The ratio is sampled (see the overhead budget), so 3 measurements may span more steps.
-Weights that start near zero make the ratio large without harm, so nothing is judged in the first `warmup_steps` steps. The
-`layer` is the one whose weights change most, where layers are measured.
+Weights that start near zero make the ratio large without harm, so in the first `warmup_steps` steps only one that is above
+`first_ratio` is bad, and critical, and only when the weights had a root mean square of 0.005 or more. The `layer` is the
+one whose weights change most, where layers are measured.
 
 ## What to do
 
@@ -34,12 +35,15 @@ from gpuwatch.detectors.rule import Positive, Quiet, Rule, Steps, Thresholds, Ve
 from gpuwatch.detectors.sample import Sample
 
 _HEALTHY_RATIO = 1e-3
+#: Default initialisations lie above this up to layers 8,000 wide; what is meant to begin at nought lies below.
+_LEAST_RMS = 0.005
 
 
 class Limits(Thresholds, frozen=True):
     ratio: Annotated[Positive, Meta(description="update norm over weight norm")] = 0.1
     critical_ratio: Annotated[Positive, Meta(description="once above this is enough, and critical")] = 0.5
-    warmup_steps: Annotated[Steps, Meta(description="first steps that are not judged")] = 20
+    first_ratio: Annotated[Positive, Meta(description="in the first steps: once above this is critical")] = 3.0
+    warmup_steps: Annotated[Steps, Meta(description="first steps, in which only `first_ratio` counts")] = 20
 
 
 class UpdateRatioHigh(Rule[Limits]):
@@ -58,7 +62,10 @@ class UpdateRatioHigh(Rule[Limits]):
     def judge(self, sample: Sample) -> Verdict | Quiet:
         self._steps += 1
         ratio = sample.value("update_ratio")
-        if ratio is None or self._steps <= self.thresholds.warmup_steps or not sample.applied:
+        if ratio is None or not sample.applied:
+            return Quiet.UNMEASURED
+        first = self._steps <= self.thresholds.warmup_steps
+        if first and (ratio <= self.thresholds.first_ratio or not _weights_matter(sample)):
             return Quiet.UNMEASURED
         if ratio <= self.thresholds.ratio:
             return Quiet.FINE
@@ -68,9 +75,16 @@ class UpdateRatioHigh(Rule[Limits]):
             f"One step changes the weights by {ratio:.2g} of their norm at step {sample.number}, {ratio / _HEALTHY_RATIO:.3g}"
             f" times what is usual{where}{sample.cause}."
         )
-        if ratio > self.thresholds.critical_ratio:
-            return Verdict(ratio, self.thresholds.critical_ratio, summary, layer, "critical", certain=True)
+        critical_ratio = self.thresholds.first_ratio if first else self.thresholds.critical_ratio
+        if ratio > critical_ratio:
+            return Verdict(ratio, critical_ratio, summary, layer, "critical", certain=True)
         return Verdict(ratio, self.thresholds.ratio, summary, layer)
+
+
+def _weights_matter(sample: Sample) -> bool:
+    """The weights before the update were no zeros that are only beginning to grow."""
+    norm, count = sample.value("weight_norm"), sum(sample.names.numels)
+    return norm is not None and count > 0 and norm >= _LEAST_RMS * math.sqrt(count)
 
 
 def _fastest_layer(sample: Sample) -> str:

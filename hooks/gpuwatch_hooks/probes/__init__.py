@@ -19,6 +19,7 @@ from .memory import MemoryProbe
 from .modes import ModesProbe
 from .phases import PhasesProbe
 from .scalars import ScalarsProbe
+from .second_moment import SecondMomentProbe
 from .strays import StraysProbe
 from .updates import UpdatesProbe
 from .validation import ValidationProbe
@@ -39,6 +40,7 @@ ORDER = (
     AutocastProbe,
     PhasesProbe,
     WeightsProbe,
+    SecondMomentProbe,
     UpdatesProbe,
     ScalarsProbe,
 )
