@@ -17,28 +17,25 @@ ROW_ENTRIES = 4096
 #: Small tensors' entries that are joined at a time.
 _JOINED_ENTRIES = 1 << 18
 _MAX_PLANS = 8
-_plans = collections.OrderedDict()  # (sizes, types) -> _Plan
+_plans = collections.OrderedDict()  # (sizes, type of the first) -> _Plan
 
 
 def norms(tensors, sizes=None):
     """(L2 norm of the finite entries of each tensor, {index: number of non-finite entries}); floats and ints.
 
     `sizes`: their numbers of entries as a tuple, where they are known already. Raises NotImplementedError for tensors that are
-    not of a real floating type, RuntimeError for those that are not strided.
+    not of a real floating type, RuntimeError for those that are not strided or not on the CPU.
     """
     import torch
 
     sizes = sizes or tuple(map(torch.Tensor.numel, tensors))
-    types = tuple(map(torch.Tensor.dtype.__get__, tensors))
-    plan = _plans.get((sizes, types))
-    if plan is None:
-        plan = _plans[sizes, types] = _Plan(sizes, types)
-        if len(_plans) > _MAX_PLANS:
-            _plans.popitem(last=False)
+    plan = _plan(tensors, sizes)
     if len(plan.batches) == 1 and not plan.large:
         found = _joined_norms(plan.batches[0], tensors)
     else:
         found = [0.0] * len(tensors)
+        if not all(tensors[index].is_cpu for index in plan.large):
+            raise RuntimeError("not all on the CPU")  # torch.cat says so by itself
         for batch in plan.batches:
             for index, norm in zip(batch.indices, _joined_norms(batch, [tensors[index] for index in batch.indices])):
                 found[index] = norm
@@ -47,6 +44,21 @@ def norms(tensors, sizes=None):
     if not sum(found) < SAFE_LARGEST or any(found[index] <= SAFE_SMALLEST for index in plan.large):  # also where one is NaN
         return found, _read_again(plan, tensors, found)
     return found, {}
+
+
+def _plan(tensors, sizes):
+    """The plan for tensors of these sizes. Where all were float32 once, a type that changes later is not asked for: torch.cat
+    turns halves into float32 and refuses complex numbers, and only a double loses what lies beyond float32's own digits.
+    """
+    import torch
+
+    key = (sizes, tensors[0].dtype)
+    plan = _plans.get(key)
+    if plan is None or (plan.types is not None and plan.types != tuple(map(torch.Tensor.dtype.__get__, tensors))):
+        plan = _plans[key] = _Plan(sizes, tuple(map(torch.Tensor.dtype.__get__, tensors)))
+        if len(_plans) > _MAX_PLANS:
+            _plans.popitem(last=False)
+    return plan
 
 
 def _read_again(plan, tensors, found):
@@ -70,6 +82,7 @@ class _Plan:
         real = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
         if not real.issuperset(types):
             raise NotImplementedError("not of a real floating type")
+        self.types = None if set(types) == {torch.float32} else types
         self.large = [i for i, size in enumerate(sizes) if size > SMALL_ENTRIES or types[i] is torch.float64]
         few = set(self.large)
         small = [i for i in range(len(sizes)) if i not in few]
@@ -104,11 +117,23 @@ class _Batch:
 def _joined_norms(batch, tensors):
     import torch
 
-    if set(map(torch.Tensor.dim, tensors)) != {1}:
-        tensors = [tensor.reshape(-1) for tensor in tensors]
-    torch.cat(tensors, out=batch.joined)
+    if tensors[0].dim() != 1 or not _cat(tensors, batch.joined):
+        torch.cat([tensor.reshape(-1) for tensor in tensors], out=batch.joined)
     squares = batch.squares.copy_(batch.joined).square_()
     return torch.segment_reduce(squares, "sum", lengths=batch.lengths, unsafe=True).sqrt_().tolist()
+
+
+def _cat(vectors, joined):
+    """Join them; False where they are not all vectors, which costs less to find out than to ask each of them."""
+    import torch
+
+    try:
+        torch.cat(vectors, out=joined)
+    except TypeError as error:  # complex numbers
+        raise NotImplementedError(str(error)) from None
+    except RuntimeError:
+        return False
+    return True
 
 
 def _large_norm(tensor):

@@ -230,6 +230,36 @@ def test_small_tensors_of_few_sizes(scale):
         assert_row(row, twin.row(twin.values(tensor), 1.0 if scale is None else 1e-3, 1e-4))
 
 
+@pytest.mark.parametrize("size", [10, 5000])
+def test_cpu_norms_refuse_what_they_cannot_read(size):
+    """Nothing is asked of each tensor that torch would not say by itself: also then nothing is read wrongly."""
+    plain = torch.ones(size)
+    sparse = torch.sparse_coo_tensor([[0, 1, 1]], torch.ones(3), (size,), check_invariants=True)
+    with pytest.raises(NotImplementedError):
+        cpu.norms([plain, torch.ones(size + 1, dtype=torch.int32)])
+    for odd in (torch.ones(size, device="meta"), sparse, plain.to(torch.complex64)):
+        for tensors in ([odd], [plain, odd], [odd, plain, torch.ones(9000)]):
+            cpu.norms([torch.ones(tensor.shape) for tensor in tensors])  # the same sizes were ordinary before
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                cpu.norms(tensors)
+    assert cpu.norms([plain, torch.ones(9000)])[0] == pytest.approx([math.sqrt(size), math.sqrt(9000)])
+
+
+def test_norms_where_types_and_shapes_change_behind_the_same_sizes():
+    for tensors in (
+        [torch.ones(64), torch.ones(64)],
+        [torch.ones(64), torch.ones(8, 8)],
+        [torch.ones(8, 8), torch.ones(8, 8)],
+        [torch.ones(64), torch.ones(64, dtype=torch.bfloat16)],
+        [torch.ones(64), torch.full((64,), 1.0 + 2.0**-20, dtype=torch.float64)],
+        [torch.ones(64, dtype=torch.bfloat16), torch.full((64,), 1.0 + 2.0**-20)],
+        [torch.ones(64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16)],
+        [torch.ones(64, dtype=torch.bfloat16), torch.full((64,), 1.0 + 2.0**-20)],
+        [torch.ones(64, dtype=torch.float64), torch.ones(8, 8)],
+    ):
+        assert cpu.norms(tensors)[0] == pytest.approx([8.0, tensors[1].double().norm().item()], rel=1e-6)
+
+
 def test_norms_of_equal_entries():
     """A float32 sum of 65,536 equal squares is off by 1.7e-5: rows of 4,096 are not."""
     tensor = torch.full((1 << 20,), 0.1234567)
