@@ -13,7 +13,7 @@ from gpuwatch.state import frames
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.identity import Hello
 from gpuwatch.state.journal_reader import JournalReader
-from gpuwatch.state.records import DecodeError, Media, Meta, Names, Record, Scalar, TensorRows
+from gpuwatch.state.records import DecodeError, HistogramRows, Media, Meta, Names, Record, Scalar, TensorRows
 from gpuwatch.state.steps import Step, StepMerger
 
 JOURNAL_FOLDER = "journal"
@@ -25,8 +25,7 @@ _WANTED = {
     frames.KIND_META,
     frames.KIND_FINDING,
 }
-#: Histograms, half of a journal's bytes, are passed over without unpacking.
-_RING_KINDS = {wire.KIND_STEP, wire.KIND_END, wire.KIND_TENSORS}
+_RING_KINDS = {wire.KIND_STEP, wire.KIND_END, wire.KIND_TENSORS, wire.KIND_HISTOGRAMS}
 _FRAMES_A_READ = 4096
 
 
@@ -43,6 +42,7 @@ class Past:
         self.monotonic_ns = array("q")  # when each was recorded
         self.learning_rates = array("d")  # of the first parameter group; NaN where a step had none
         self.fields: dict[str, tuple[array[int], array[float]]] = {}  # wire.STEP_FIELDS -> (steps, values) where measured
+        self.histograms: dict[tuple[int, int], HistogramRows] = {}  # (optimizer, first row) -> the last of the gradients
         self.scalars: dict[str, list[Scalar]] = {}  # tag -> in the order of logging
         self.media: list[Media] = []  # without their data
         self.findings: list[Finding] = []  # as they were opened, changed and closed
@@ -63,6 +63,9 @@ class Past:
     def _add_ring(self, record: Record, merger: StepMerger) -> None:
         if isinstance(record, TensorRows):
             self.layers[record.family].add(record)
+        elif isinstance(record, HistogramRows):
+            if record.family == "gradient":
+                self.histograms[record.optimizer, record.first] = record
         else:
             for step in merger.feed(record):
                 self._add_step(step)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpuwatch.advice.station import Station, phase_shares
+from gpuwatch.history.half_range import POWERS, half_range, of_scale
 from gpuwatch.history.measures import Measures
 from gpuwatch.history.past import Past
 from gpuwatch.report.blocks import Alert, Block, Page, Picture, Section, Table, Text
@@ -18,6 +19,7 @@ from gpuwatch.state.summary import RunSummary
 _MAX_LAYERS = 160
 _MAX_SCALARS = 12
 _MIB = 1 << 20
+_LOSING_LAYERS = 8
 #: wire.STEP_FIELDS drawn in the timeline: title -> (name in the legend, field) of each line.
 _TIMELINE = {
     "Loss": (("loss", "loss"),),
@@ -171,7 +173,7 @@ def _speed(past: Past, measured: Measures, marks: Sequence[Mark]) -> Iterator[Bl
 
 
 def _precision(past: Past, measured: Measures, marks: Sequence[Mark]) -> Iterator[Block]:
-    charts = list(_charts(past, _PRECISION, marks))
+    charts = [*_charts(past, _PRECISION, marks), *_half(past)]
     if charts or measured.amp_speedup_ratio is not None:
         skipped = sum(1 for value in past.values("skipped") if value > 0.0)
         backoffs = sum(value for value in past.values("loss_scale_backoffs") if value > 0.0)
@@ -180,6 +182,28 @@ def _precision(past: Past, measured: Measures, marks: Sequence[Mark]) -> Iterato
             text += f" The AMP probe measured a speed-up of {measured.amp_speedup_ratio:.2f}."
         yield Text(text)
     yield from charts
+
+
+def _half(past: Past) -> Iterator[Block]:
+    """The run's last gradients in float16, as a function of the loss scale."""
+    found = half_range(past)
+    if found is None:
+        return
+    best = found.recommended_power
+    text = f"In float16 these gradients want a loss scale of {1 << best:,} (2^{best}), which flushes {found.lost[best]:.2%}"
+    text += " of them to zero" + (
+        ": float16 is wide enough." if found.fits else ", and more would overflow: bfloat16 has the range."
+    )
+    if svg := line_chart("Lost in float16 by scale (powers of two)", [Line("share", list(POWERS), list(found.lost))]):
+        yield Picture("underflow-by-scale", "Share lost in float16 at a loss scale of 2^x, in the last gradients", svg)
+    yield Text(text)
+    scales = past.values("loss_scale")
+    power = of_scale(scales[-1]) if len(scales) else 0
+    losing = found.first_to_underflow(power)[:_LOSING_LAYERS]
+    if losing:
+        rows = tuple((layer.name, f"{layer.lost_ratio(power):.1%}", f"{layer.lost_ratio(best):.1%}") for layer in losing)
+        now = f"at the run's 2^{power}" if len(scales) else "without a scale"
+        yield Table(("layers that underflow first", now, f"at 2^{best}"), rows, frozenset({1, 2}))
 
 
 def _memory(past: Past, marks: Sequence[Mark]) -> Iterator[Block]:
