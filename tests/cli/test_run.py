@@ -265,6 +265,7 @@ def test_a_shared_daemon_that_goes_under_the_run_is_told(gpuwatch, tmp_path, env
         )
         assert see == f"gpuwatch: see gpuwatch status x --logdir {tmp_path / 'shared'}"
         assert gpuwatch("status", "x", "--logdir", "shared").stdout.startswith("x  not followed since 20")
+        daemon.kill()  # reaps it, too
         found = gpuwatch("status", env=there)
         assert f"(the last daemon here recorded in {tmp_path / 'shared'}: --logdir)" in found.stderr
 
