@@ -7,13 +7,14 @@ small, a part of the gradients is lost in the backward pass, without a trace: th
 
 ## The test
 
-It is exact: each step's log2 histogram of the gradients (true units, 64 buckets of a factor of two) is moved by the step's
-loss scale, 1 where float16 autocast runs without a GradScaler. Counted are the entries other than zero that lie below 2^-20
-there: those that float16 would flush, and those that it keeps with less than 4 bits, the neighbours of what it has flushed
-already. The statistic is their share of all entries that are not zero, over the last 10 histograms. Above `info_ratio` it is
-info, above `warning_ratio` a warning. The summary names the smallest scale that would bring the share below a tenth of
-`info_ratio`, and the head-room that it leaves before the largest entry overflows; when no scale does both, it says so. It is
-not judged where the loss has come down to less than 1 % of what it began with: nothing is lost there that matters.
+It is exact: the log2 histogram of each 4th step that has one of the gradients (true units, 64 buckets of a factor of two)
+is moved by the step's loss scale, 1 where float16 autocast runs without a GradScaler. Counted are the entries other than
+zero that lie below 2^-20 there: those that float16 would flush, and those that it keeps with less than 4 bits, the
+neighbours of what it has flushed already. The statistic is their share of all entries that are not zero, over the last 3 of
+these. Above `info_ratio` it is info, above `warning_ratio` a warning. The summary names the smallest scale that would bring
+the share below a tenth of `info_ratio`, and the head-room that it leaves before the largest entry overflows; when no scale
+does both, it says so. It is not judged where the loss has come down to less than 1 % of what it began with: nothing is lost
+there that matters.
 
 ## What to do
 
@@ -45,7 +46,9 @@ _FLOAT16 = float(wire.AUTOCAST_DTYPES.index("float16"))
 #: Below this float16 keeps less than 4 of its bits; below 2^-25 none.
 _FRAYED_EXPONENT = -20
 _LARGEST = 65504.0
-_HISTOGRAMS = 10
+_HISTOGRAMS = 3
+#: Adding up the histograms of 150 tensors takes 0.3 ms, three times as long as all other rules together.
+_EVERY = 4
 _FIRST_LOSSES = 20
 _CONVERGED_RATIO = 0.01
 
@@ -68,6 +71,7 @@ class AmpUnderflow(Rule[Limits]):
         super().__init__(thresholds)
         self._recent: deque[list[int]] = deque(maxlen=_HISTOGRAMS)
         self._exponent = 0
+        self._seen_histograms = 0
         self._seen = 0
         self._start = 0.0
         self._converged = False
@@ -79,7 +83,8 @@ class AmpUnderflow(Rule[Limits]):
             scale = 1.0
         if scale is None or scale <= 0.0 or not sample.applied or not sample.step.histograms:
             return Quiet.UNMEASURED
-        counts = self._counts(sample)
+        self._seen_histograms += 1
+        counts = self._counts(sample) if self._seen_histograms % _EVERY == 0 else None
         if counts is None:
             return Quiet.UNMEASURED
         self._recent.append(counts)
@@ -108,14 +113,14 @@ class AmpUnderflow(Rule[Limits]):
 
     def _counts(self, sample: Sample) -> list[int] | None:
         """Entries other than zero a bucket, all tensors together; None when zeros cannot be told from what is tiny."""
-        counts = [0] * _BUCKETS
         zeros = sample.column("gradient", "zero_ratio")
+        counts = [0] * _BUCKETS
         for rows in sample.step.histograms:
             self._exponent = rows.first_exponent
-            for index, buckets in layers.buckets(rows):
-                for place, count in enumerate(buckets):
-                    counts[place] += count
-                if zeros is not None and index < len(zeros) and zeros[index] > 0.0:
+            tensors = list(layers.buckets(rows))
+            counts = [sum(column, count) for count, *column in zip(counts, *(buckets for _, buckets in tensors), strict=True)]
+            for index, buckets in tensors:
+                if zeros is not None and index < len(zeros) and zeros[index] > 0.0 and buckets[0]:
                     counts[0] -= min(buckets[0], round(zeros[index] * sum(buckets)))
         if zeros is None:
             counts[0] = 0
