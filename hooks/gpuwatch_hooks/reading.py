@@ -36,7 +36,7 @@ class Reading(Measured):
             if not tensors:
                 return
         began = _now()
-        if not rows or self._detail(part, places, tensors, scale, threshold):
+        if not rows or self.detail(part, places, tensors, scale, threshold):
             self.measure(part, places, tensors, scale)
         if rows and spent is not None:
             spent("layers", _now() - began)
@@ -130,11 +130,10 @@ class Reading(Measured):
         return [(places, found)]
 
     def detail(self, part, places, tensors, scale=None, threshold=None):
-        """Every column, exact non-finite counts included; replaces what `measure` has found."""
-        self._detail(part, places, tensors, scale, threshold)
+        """Every column, exact non-finite counts included, in the place of what `measure` has found.
 
-    def _detail(self, part, places, tensors, scale, threshold):
-        """Every column; whether some tensors had to be left out, because their scale is on another device."""
+        Returns whether some tensors had to be left out, because their scale is on another device.
+        """
         self.threshold = self.threshold or threshold is not None
         missing = False
         for kernel, some, dense in self._by_device(places, tensors):

@@ -228,3 +228,70 @@ def test_the_reported_overhead_is_the_true_one(monkeypatch):
     plain = time.perf_counter() - began
     assert taken == pytest.approx(hooked - plain, rel=0.35)
     assert session.parts()[-1].values["overhead_ratio"] == pytest.approx(taken / hooked, rel=0.3)
+
+
+def test_pressure_takes_the_families_in_their_order():
+    """However dear each is, update ratios go first and per-layer tables last; back in the opposite order."""
+    for costs in itertools.permutations((1.0, 3.0, 9.0)):
+        plan = Governor()
+        first = {}
+        for step_ms in (4000.0, 1000.0, 400.0, 200.0, 100.0, 50.0, 20.0):
+            drive(plan, 200, step_ms=step_ms, costs=dict(zip(FAMILIES, costs, strict=True)))
+            for family in FAMILIES:
+                if plan.interval(family, 1) > 1:
+                    first.setdefault(family, step_ms)
+            intervals = [plan.interval(family, 1) for family in FAMILIES]
+            assert intervals == sorted(intervals, reverse=True)
+        assert list(first) == list(FAMILIES)
+
+
+def nothing_global_is_missing(session, spoiled):
+    parts = session.parts()
+    assert all("grad_norm" in part.values for part in parts)
+    assert [part.step for part in parts if part.values.get("grad_nonfinite_count", 0.0) > 0.0] == spoiled
+
+
+def starved(spoiled):
+    """A run whose budget allows nothing; NaN in the gradients of some steps, of which most have no table."""
+    model = nn.Linear(6, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with recording(budget=1e-9, histograms=False) as session:
+        for step in range(1, 161):
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).square().mean().backward()
+            if step in spoiled:
+                model.weight.grad[0, :3] = float("nan")
+            optimizer.step()
+            if step in spoiled:
+                with torch.no_grad():
+                    model.weight.nan_to_num_(0.5)
+    return session
+
+
+SPOILED = [70, 101, 102, 133]
+
+
+def test_the_norm_and_the_non_finite_count_are_never_thinned():
+    session = starved(SPOILED)
+    assert session.parts()[-1].values["thinning_level"] == 3.0
+    tables = {part.step for part in session.parts() if "grad_absmax" in part.values}
+    assert len(tables & set(range(60, 161))) < 20
+    nothing_global_is_missing(session, SPOILED)
+
+
+def test_thinned_like_the_rest_they_would_miss_it(monkeypatch):
+    """The twin: with the always-on pass under the governor too, most of those steps go unseen."""
+    from gpuwatch_hooks.probes.gradients import GradientsProbe
+
+    measure = GradientsProbe.measure
+
+    def thinned(probe, part):
+        if probe._recorder.due("layers", part.entry):
+            measure(probe, part)
+        else:
+            part.gradients = probe.begin(part.entry)
+
+    monkeypatch.setattr(GradientsProbe, "measure", thinned)
+    session = starved(SPOILED)
+    with pytest.raises(AssertionError):
+        nothing_global_is_missing(session, SPOILED)
