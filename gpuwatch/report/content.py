@@ -194,7 +194,8 @@ def _half(past: Past) -> Iterator[Block]:
     text += " of them to zero" + (
         ": float16 is wide enough." if found.fits else ", and more would overflow: bfloat16 has the range."
     )
-    if svg := line_chart("Lost in float16 by scale (powers of two)", [Line("share", list(POWERS), list(found.lost))]):
+    svg = line_chart("Lost in float16 by scale (powers of two)", [Line("share", list(POWERS), list(found.lost))])
+    if any(found.lost):
         yield Picture("underflow-by-scale", "Share lost in float16 at a loss scale of 2^x, in the last gradients", svg)
     yield Text(text)
     scales = past.values("loss_scale")

@@ -69,7 +69,8 @@ def lr_find(step, optimizer, model=None, scaler=None, steps=100, min_lr=1e-7, ma
             rate = lr_curve.rate_at(index, steps, min_lr, max_lr)
             for group, base in bases:
                 _set(group, rate * (base / reference if reference > 0.0 else 1.0))
-            curve.add(rate, float(step()))
+            loss = step()
+            curve.add(rate, float(loss.detach() if hasattr(loss, "detach") else loss))
             diverged = curve.has_diverged()
             if diverged:
                 break
