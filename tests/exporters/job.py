@@ -77,7 +77,7 @@ class Job:
 
     def tables(self, step, now_ns, optimizer=0):
         count = len(self.layers)
-        for family, name in enumerate(wire.FAMILIES):
+        for family, name in enumerate(("gradient", "weight", "update")):
             cells = [layer_value(step, layer, name, column) for layer in range(count) for column in wire.TENSOR_COLUMNS]
             head = wire.TENSORS_HEAD.pack(step, optimizer, family, 1, 0, count, 0xFF)
             self.ring(wire.KIND_TENSORS, head + struct.pack(f"<{len(cells)}f", *cells), now_ns)
