@@ -33,7 +33,7 @@ class Daemon(Section, frozen=True):
     listen: str = "127.0.0.1:9877"  # address:port of the HTTP exporter; port 0 takes any free one
     socket: str = ""  # path of the control socket; empty: the place that the hooks look in (paths.py)
     poll_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = (
-        0.25  # how often rings are looked at; one that fills fast, sooner
+        0.5  # how often rings are looked at; one that fills fast, sooner
     )
     shutdown_seconds: Seconds = 5.0  # SIGTERM drains and flushes for no longer than this
     log_format: Literal["text", "json"] = "text"
@@ -51,6 +51,7 @@ class Hooks(Section, frozen=True):
         600.0  # attached hooks leave after so long without a daemon; 0: never
     )
     ring_slots: Annotated[int, msgspec.Meta(ge=8, le=4080)] = 512  # 16 KiB each; read by the hooks when they begin
+    kernel: Literal["auto", "foreach"] = "auto"  # on a GPU: the fused one where it can be had, or torch's own operators
 
 
 class Sampling(Section, frozen=True):
