@@ -353,6 +353,20 @@ def frozen_batchnorm():
 
 
 @healthy()
+def linear_probe_from_nought():
+    """A head that begins at zero on a frozen backbone: its first steps are larger than itself."""
+    backbone, head = mlp(16, 64, 32), nn.Linear(32, 4)
+    backbone.requires_grad_(requires_grad=False)
+    nn.init.normal_(head.weight, std=1e-4)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for inputs, labels in batches(*clusters(), steps=400):
+        optimizer.zero_grad()
+        cross_entropy(head(backbone(inputs).relu()), labels).backward()
+        optimizer.step()
+
+
+@healthy()
 def tied_language_model():
     model = Transformer(width=32)
     model.head.weight = model.embedding.weight

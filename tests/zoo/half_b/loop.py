@@ -1,6 +1,7 @@
 """Half B, broken: the loop."""
 
 import copy
+import threading
 import time
 
 import torch
@@ -218,6 +219,31 @@ def report_in_the_loop():
         cross_entropy(model(images), labels).backward()
         time.sleep(0.040 if step >= 300 else 0.006)
         optimizer.step()
+
+
+@broken(
+    "from one step on a thread of the training process computes statistics in pure Python and takes the interpreter's lock",
+    expects=("step_time_regression",),
+    onset=300,
+    source="the measurements behind this project's own hooks: a busy thread costs 5 ms at each hand-over of the lock",
+)
+def busy_thread():
+    model = mlp(16, 64, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    counted, done = [0], threading.Event()
+
+    def count():
+        while not done.is_set():
+            counted[0] += 1
+
+    for step, (inputs, labels) in enumerate(batches(*clusters(), steps=800), 1):
+        if step == 300:
+            threading.Thread(target=count, daemon=True).start()
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        time.sleep(0.001)  # a device would be waited for here
+    done.set()
 
 
 @broken(

@@ -15,7 +15,7 @@ from tests.zoo.program import DIVERGED, RUINED, broken
 
 @broken(
     "a masked mean over a batch in which nothing is masked in: 0/0",
-    expects=("nonfinite_loss", "nonfinite_gradient"),
+    expects=("nonfinite_loss",),
     allows=RUINED,
     onset=130,
     source="Hugging Face forum: nan loss with ignore_index",
@@ -34,7 +34,7 @@ def empty_mask():
 @broken(
     "torch.where around a power whose derivative is infinite at 0: the loss is finite, its gradient is not",
     expects=("nonfinite_gradient",),
-    allows=RUINED,
+    allows=(*RUINED, "exploding_gradient"),  # near 0 the derivative is large before it is infinite
     onset=90,
     source="pytorch issue on where and nan gradients",
 )
@@ -92,11 +92,11 @@ def outlier_target():
     "a schedule with its sign wrong: the learning rate doubles every 20 steps",
     expects=("exploding_gradient", "loss_diverging"),
     allows=DIVERGED,
-    onset=281,
+    onset=240,
     source="reference test of section 2.3 (lr ramp), Cohen 2021",
 )
 def learning_rate_doubles():
-    """The onset is where the rate passes 1, which this network does not stand for long."""
+    """The onset is the doubling after which the loss first rises: the fourth, to 0.32."""
     model = mlp(16, 64, 64, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     for step, (inputs, labels) in enumerate(batches(*clusters(), steps=420), 1):
@@ -219,6 +219,21 @@ def adam_at_one():
     for series, target in batches(*waves(), steps=150):
         optimizer.zero_grad()
         mse_loss(model(series)[:, -1], target).backward()
+        optimizer.step()
+
+
+@broken(
+    "a learning rate of 50 from the first step on",
+    expects=("update_ratio_high",),
+    allows=(*DIVERGED, "vanishing_gradient"),
+    source="AUTOTRAINER; UMLAUT learning rate out of range",
+)
+def sgd_at_fifty():
+    model = cnn(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=50.0)
+    for images, labels in batches(*pictures(), steps=120):
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
         optimizer.step()
 
 
