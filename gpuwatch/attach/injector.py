@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeVar
 
 from gpuwatch.attach.detour import Detour, ElsewhereError, FaultError
 from gpuwatch.attach.entry import MAX_AREA_BYTES, EntryPoints, InjectError, resolve
+from gpuwatch.attach.loader import FILLED_AT
 from gpuwatch.attach.process import started
 from gpuwatch.attach.ptrace import TargetExitedError, Tracee
 
@@ -57,8 +58,8 @@ def inject(
 ) -> Injection:
     """File a text as a pending call of the main thread of `pid`. It runs when that thread next reaches bytecode.
 
-    `make_text(address, bytes)` gives the text; loader.REPORT_BYTES of zeros lie at that address in the target for it to report
-    in, `blob` lies at BLOB_AT behind it, and the whole mapping has so many bytes (at least).
+    `make_text(address, bytes)` gives the text, which is told where the mapping lies in the target and how large it is. First in
+    it are loader.REPORT_BYTES of zeros to report in; `blob` lies at BLOB_AT as soon as the byte at FILLED_AT is 1.
     It runs in the target's `__main__`: it must keep its names to itself and let nothing escape (payload.py sees to both).
     With `start_ticks` (from its stat) another process that has been given the same pid meanwhile is left alone.
     Raises InjectError or OSError (EPERM: the kernel refuses); the target is unharmed in every case.
@@ -74,9 +75,11 @@ def inject(
     def work(thread: Tracee, memory: int) -> tuple[int, int]:
         if start_ticks is not None and started(pid) != start_ticks:  # asked once it is ours: from then on its number is kept
             raise InjectError(f"process {pid} has ended, and another one has its number")
-        return _file_call(thread, memory, entry, (blob, payload, area_bytes), call_timeout_seconds)
+        return _file_call(thread, memory, entry, (len(blob), payload, area_bytes), call_timeout_seconds)
 
     stopped_ns, instruction = persistently(pid, work)
+    if blob:
+        _fill(pid, entry.free, blob)
     code = next((m.path for m in entry.mappings if m.start <= instruction < m.end), "")
     found_in = os.path.basename(code) if code.startswith("/") else ""
     return Injection(stopped_ns / 1e3, (resolved - began) / 1e3, entry.free, area_bytes, entry.interpreter, found_in)
@@ -129,12 +132,12 @@ def _seized(pid: int) -> Iterator[tuple[Tracee, int]]:
 
 
 def _file_call(
-    thread: Tracee, memory: int, entry: EntryPoints, given: tuple[bytes, bytes, int], timeout_seconds: float
+    thread: Tracee, memory: int, entry: EntryPoints, given: tuple[int, bytes, int], timeout_seconds: float
 ) -> tuple[int, int]:
-    """Map an area for the given blob and text, file the call; nanoseconds that the thread stood still, and where it was."""
-    blob, text, area_bytes = given
+    """Map an area for a blob of so many bytes and the text, file the call; nanoseconds that the thread stood, and where."""
+    blob_bytes, text, area_bytes = given
     detour = Detour(thread, memory, entry, timeout_seconds)
-    stack_top = entry.free + BLOB_AT + len(blob) + _STACK_BYTES
+    stack_top = entry.free + BLOB_AT + blob_bytes + _STACK_BYTES
     with detour.brought_home():
         if detour.room + len(text) + 64 > _TEXT_BYTES:
             raise InjectError(f"a text of {len(text)} bytes is too long")
@@ -144,10 +147,18 @@ def _file_call(
         if mapped != entry.free:
             error = os.strerror(-(mapped - (1 << 64)) & 0xFFF)
             raise InjectError(f"the target could not map {area_bytes} bytes ({error})")
-        if os.pwrite(memory, blob, entry.free + BLOB_AT) != len(blob):
-            raise InjectError("the target's memory could not be written")
         detour.call(entry.add_pending_call, entry.run_simple_string, text, stack_top)
     return detour.go_home(), detour.place[2]
+
+
+def _fill(pid: int, area: int, blob: bytes) -> None:
+    """Write the blob into the area, while the thread runs on: its hundreds of kilobytes held it up for 0.3 ms."""
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+    try:
+        if os.pwrite(memory, blob, area + BLOB_AT) != len(blob) or os.pwrite(memory, b"\1", area + FILLED_AT) != 1:
+            raise InjectError("the target's memory could not be written")
+    finally:
+        os.close(memory)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ has torch.
 """
 
 #: Room that a report needs at its address; its first byte once it is there (before: 0, or the "/" of a path); where the
-#: attacher notes that nobody waits for it any more.
+#: attacher notes that nobody waits for it any more, and that the packed modules are there.
 REPORT_BYTES = 480
 REPORTED = 1
-LEFT_AT = 7
+LEFT_AT, FILLED_AT = 7, 6
 
 SOURCE = r'''
 def run():
@@ -29,6 +29,8 @@ def run():
         answer = "failed: %s: %s" % (type(error).__name__, error)
     try:
         if answer is not None:
+            if isinstance(BLOB, str):
+                taken()
             report(answer)
     except BaseException:
         pass
@@ -42,7 +44,6 @@ def entered():
 
     if os.getpid() != PID:
         return None
-    blob = taken()
     if time.time() > EXPIRES:
         return "expired"
     package = sys.modules.get("gpuwatch_hooks")
@@ -74,7 +75,7 @@ def entered():
     root.loading_in = PID
     sys.modules["gpuwatch_hooks"] = root
     try:
-        _thread.start_new_thread(load, (root, blob))
+        _thread.start_new_thread(load, (root,))
     except BaseException:
         forget()
         raise
@@ -82,29 +83,35 @@ def entered():
 
 
 def taken():
-    """The packed modules as bytes. A file is gone once it has been read."""
+    """The packed modules as bytes. Memory is filled while we wait, which the job does not; a file is gone once it is read."""
+    import time
+
     if isinstance(BLOB, tuple):
         import ctypes
 
+        waiting = 0
+        while ctypes.string_at(REPORT + FILLED_AT, 1) != b"\1":
+            if waiting > 5000:
+                raise EOFError("the attacher has gone away")
+            waiting += 1
+            time.sleep(0.001)
         return ctypes.string_at(*BLOB)
-    if BLOB:
-        import os
+    import os
 
-        with open(BLOB, "rb") as file:
-            blob = file.read()
-        os.unlink(BLOB)
-        return blob
-    return b""
+    with open(BLOB, "rb") as file:
+        blob = file.read()
+    os.unlink(BLOB)
+    return blob
 
 
-def load(root, blob):
+def load(root):
     """The thread: load all modules, have the main thread put them in, report. It may die with the process at any point."""
     import signal
     import time
 
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the job's signals are for the job's threads
-        attached = unpacked(root, blob)
+        attached = unpacked(root, taken())
         while (half := under_import()) is not None and time.time() < EXPIRES:
             report("importing: %s" % half, done=False)
             time.sleep(0.02)

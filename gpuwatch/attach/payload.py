@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpuwatch.attach.loader import LEFT_AT, SOURCE
+from gpuwatch.attach.loader import FILLED_AT, LEFT_AT, SOURCE
 from gpuwatch.attach.process import Process
 
 #: Parts of the hooks that only an import of theirs would load: an attached job does not import us.
@@ -149,6 +149,7 @@ def build(modules: Modules, verb: str, options: dict[str, Any], process: Process
         "OPTIONS": options,
         "REPORT": place.report,
         "LEFT_AT": LEFT_AT,
+        "FILLED_AT": FILLED_AT,
         "BLOB": place.blob,
         "AREA": place.area,
         "VERB": verb,
