@@ -29,7 +29,7 @@ bench: install-dev ## every bench, quick (FULL=1: as long as the numbers in docs
 	done
 
 zoo: install-dev ## a hundred labelled trainings: what the rules find, miss and invent (ZOO_ARGS="--check --half A")
-	$(BIN)/python -m tests.zoo --markdown zoo.md $(ZOO_ARGS)
+	$(BIN)/python -m tests.zoo --markdown docs/benchmarks/zoo.md $(ZOO_ARGS)
 
 chaos: install-dev system-packages ## the daemon and trainers killed, stopped and lied to, at length (about half an hour)
 	GPUWATCH_CHAOS_ROUNDS=13 $(BIN)/python -m pytest tests/chaos tests/hostile $(PYTEST_ARGS)

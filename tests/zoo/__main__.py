@@ -11,7 +11,7 @@ from tests.zoo import score
 from tests.zoo.keeper import Keeper, Outcome
 from tests.zoo.programs import PROGRAMS
 from tests.zoo.replay import replay
-from tests.zoo.table import document, report
+from tests.zoo.table import document, replace_table, report
 
 
 def main() -> int:
@@ -28,8 +28,8 @@ def main() -> int:
     print(report(verdicts, rules))
     if options.json:
         options.json.write_text(json.dumps(document(verdicts, rules), indent=2) + "\n")
-    if options.markdown:
-        options.markdown.write_text(report(verdicts, rules) + "\n")
+    if options.markdown and len(programs) == len(PROGRAMS):
+        replace_table(options.markdown, report(verdicts, rules))
     short = score.shortfalls(verdicts)
     for sentence in short:
         print(sentence)
@@ -56,7 +56,7 @@ def _options():
     parser.add_argument("--half", choices=["A", "B", "AB"], default="AB", help="programs from before or after the tuning")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these programs")
     parser.add_argument("--json", type=Path, metavar="F", help="also write everything to this file")
-    parser.add_argument("--markdown", type=Path, metavar="F", help="also write the tables to this file")
+    parser.add_argument("--markdown", type=Path, metavar="F", help="when all programs ran: put the tables into this file")
     parser.add_argument("--check", action="store_true", help="exit 1 when a number is missed")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the recorded runs here")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="judge runs kept there again, without training")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.bench.harness import machine, machine_line, markdown
 from tests.zoo.score import Score, Verdict, scores, shortfalls
+
+#: Between these lines a document has the tables.
+BEGIN, END = "<!-- made by make zoo -->", "<!-- end of what make zoo makes -->"
 
 
 def report(verdicts: list[Verdict], rules: set[str]) -> str:
@@ -13,7 +18,7 @@ def report(verdicts: list[Verdict], rules: set[str]) -> str:
         chosen = [verdict for verdict in verdicts if verdict.program.half == half]
         healthy = sum(verdict.program.is_healthy for verdict in chosen)
         steps = sum(verdict.outcome.steps for verdict in chosen)
-        title = f"## Half {half}: {healthy} healthy programs, {len(chosen) - healthy} broken ones, {steps:,} steps"
+        title = f"### Half {half}: {healthy} healthy programs, {len(chosen) - healthy} broken ones, {steps:,} steps"
         parts += [title, "", _table(scores(chosen)), "", *_named(chosen), ""]
     unjudged = sorted({rule for v in verdicts for rule in v.program.expects if rule not in rules})
     if unjudged:
@@ -49,6 +54,14 @@ def document(verdicts: list[Verdict], rules: set[str]) -> dict:
         "programs": programs,
         "missed": shortfalls(verdicts),
     }
+
+
+def replace_table(file: Path, tables: str) -> None:
+    """Put `tables` between the two marks in `file`; a file without them becomes the tables."""
+    text = file.read_text() if file.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    file.write_text(f"{before}{begin}\n\n{tables}\n\n{end}{after}" if end else f"{tables}\n")
 
 
 def _table(rows: list[Score]) -> str:

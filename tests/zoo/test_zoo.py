@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpuwatch.state.findings import Finding
-from tests.zoo import score
+from tests.zoo import score, table
 from tests.zoo.keeper import Outcome
 from tests.zoo.programs import PROGRAMS
 
@@ -59,6 +59,16 @@ def test_half_of_the_programs_are_held_out_and_each_rule_of_a_cpu_has_two():
     for rule in {rule for p in PROGRAMS.values() for rule in p.expects}:
         assert sum(rule in p.expects for p in PROGRAMS.values()) >= 2, rule
     assert all(p.source for p in PROGRAMS.values() if not p.is_healthy)
+
+
+def test_the_tables_go_between_their_marks(tmp_path):
+    file = tmp_path / "zoo.md"
+    file.write_text(f"Before.\n\n{table.BEGIN}\n\nold\n\n{table.END}\n\nAfter.\n")
+    table.replace_table(file, "new")
+    assert file.read_text() == f"Before.\n\n{table.BEGIN}\n\nnew\n\n{table.END}\n\nAfter.\n"
+    bare = tmp_path / "bare.md"
+    table.replace_table(bare, "new")
+    assert bare.read_text() == "new\n"
 
 
 def finding(rule, step, severity="warning"):
