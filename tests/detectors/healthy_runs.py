@@ -159,7 +159,7 @@ class Healthy:
             Replica(
                 rank,
                 self.number,
-                self.number * 0.03 * (1.0 + 0.1 * math.sin(self.number / 700 + rank)),
+                0.03 * (self.number + 20.0 * math.sin(self.number / 100 + rank)),
                 self.uptime_seconds,
                 1,
                 False,

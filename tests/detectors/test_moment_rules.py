@@ -306,21 +306,21 @@ def grow(around: Around, seconds: int, resident) -> None:
 
 def test_a_process_that_grows_with_each_step(around: Around) -> None:
     start = around.seconds
-    grow(around, 12, lambda now: GIB + (now - start) * 30 * 2**20)
+    grow(around, 16, lambda now: GIB + (now - start) * 30 * 2**20)
     finding = around.only("memory_leak")
     assert (finding.severity, finding.layer) == ("info", "")
-    grow(around, 12, lambda _now: 1.4 * GIB)
+    grow(around, 16, lambda _now: 1.4 * GIB)
     assert finding.state == "closed"
 
 
 def test_a_leak_that_takes_much_of_the_host_is_a_warning(around: Around) -> None:
     start = around.seconds
-    grow(around, 12, lambda now: GIB + (now - start) * 1.5 * GIB)
+    grow(around, 16, lambda now: GIB + (now - start) * 1.5 * GIB)
     assert around.only("memory_leak").severity == "warning"
 
 
 def test_device_memory_that_grows_slowly_is_found_over_minutes(around: Around) -> None:
-    around.play(230, values=lambda now: {"torch_allocated_bytes": 4.0 * GIB + (now - 400) * 2 * 2**20 + (now % 2) * 2**24})
+    around.play(400, values=lambda now: {"torch_allocated_bytes": 4.0 * GIB + (now - 400) * 2 * 2**20 + (now % 2) * 2**24})
     assert around.only("memory_leak").severity == "warning"
 
 

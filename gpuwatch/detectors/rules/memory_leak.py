@@ -10,7 +10,7 @@ outputs stored for a report, a hook or cache that grows, `retain_graph`. It ends
 Two series are followed: the bytes that torch's tensors take on the device, at the end of each step, and the resident memory
 of the process. Each is cut into blocks of at least `block_steps` steps, once of a second or more and once of 30 seconds or
 more, and of each block the smallest value is kept, since a leak raises the floor and not only the peaks. It leaks when the
-floor has risen in each of the last 6 blocks, the last 3 of these rises are together at least half as large as the first 3,
+floor has risen in each of the last 10 blocks, the last 3 of these rises are together at least half as large as the first 3,
 and the whole is more than 16 MiB and more than `ratio` of where it was. Device memory is a warning; the process's own
 memory is info, and a warning from a tenth of the host's memory on.
 
@@ -37,7 +37,7 @@ from msgspec import Meta
 from gpuwatch.detectors.moment import Moment
 from gpuwatch.detectors.rule import MomentRule, Positive, Quiet, Steps, Thresholds, Verdict
 
-_BLOCKS = 6
+_BLOCKS = 10
 #: Seconds of a block, at least.
 _SCALES = (0.9, 30.0)
 _LEAST_BYTES = 16 << 20
@@ -48,7 +48,7 @@ _MIB = 1 << 20
 
 
 class Limits(Thresholds, frozen=True):
-    ratio: Annotated[Positive, Meta(description="growth over six blocks, of the first one")] = 0.05
+    ratio: Annotated[Positive, Meta(description="growth over ten blocks, of the first one")] = 0.05
     block_steps: Annotated[Steps, Meta(description="steps of a block, at least")] = 20
 
 
@@ -89,7 +89,7 @@ class _Floor:
 class MemoryLeak(MomentRule[Limits]):
     name = "memory_leak"
     severity = "warning"
-    statistic = "growth of the memory's floor over six blocks, of the first one (ratio)"
+    statistic = "growth of the memory's floor over ten blocks, of the first one (ratio)"
     action = "Keep numbers instead of tensors (loss.item()); look for lists and caches that outlive a step."
     thresholds_type = Limits
     quiet_steps = 3  # blocks

@@ -9,7 +9,7 @@ or multiplied twice by a schedule.
 ## The test
 
 update norm / weight norm of all weights together is below `ratio` in 10 measured steps running, with a learning rate above
-zero, in a run (or since its optimizer was set up anew) whose updates never were above 100 times that: a run that has
+zero, in a run whose updates never were above 100 times that: a run that has
 converged, or whose schedule has ended, comes down to small updates in its own time. Steps at which a learning rate is still
 rising are not judged, and neither are the first `warmup_steps` measurements.
 
@@ -61,8 +61,6 @@ class UpdateRatioLow(Rule[Limits]):
         self._rate = 0.0  # the largest of the last step
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
-        if sample.new_regime:
-            self._largest = 0.0
         rate = max((rate for groups in sample.step.groups.values() for rate, _ in groups), default=0.0)
         rising, self._rate = rate > self._rate, rate
         ratio = sample.value("update_ratio")
