@@ -88,9 +88,9 @@ class Governor:
 
     def _look(self, budget, every):
         allowed = budget * self._usual_ns
-        # Where what is never thinned is over the budget by itself, thinning the rest to nothing would save next to nothing and
-        # leave the curves empty: the families may then take half the budget, or an eighth of what is spent anyway.
-        left = max(allowed - self._base_ns, allowed / 2, self._base_ns / 8)
+        # Where what is never thinned fills the budget by itself, thinning the rest to nothing would save next to nothing and
+        # leave the curves empty: the families may then take an eighth of what is spent anyway.
+        left = max(allowed - self._base_ns, self._base_ns / 8)
         rung = next((r for r in range(len(RUNGS)) if self._families_ns(r, every) <= left), len(RUNGS) - 1)
         if rung < self.rung:
             if self._families_ns(self.rung - 1, every) > _RESTORE_AT * left:

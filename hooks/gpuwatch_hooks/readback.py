@@ -2,7 +2,7 @@
 
 The values of one optimizer step, whatever their types, are gathered into one buffer, copied to pinned memory behind the work
 that is queued already, and looked at one or more steps later, when the copy's event says that it is done. A `.item()` would
-drain the device's queue instead: 74.1 against 65.4 ms a step for the usual logging loop on GPT-2 (measurements.md of the project).
+drain the device's queue instead: 74.1 against 65.4 ms a step for the usual logging loop on GPT-2, on an H100.
 On the CPU there is nothing to wait for, so this file is not used there.
 """
 
