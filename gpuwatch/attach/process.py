@@ -55,12 +55,15 @@ class Process:
     def title(self) -> str:
         """What a person would call it: the script or module, not the interpreter, and never its arguments (secrets)."""
         words = self.argv
+        program = os.path.basename(words[0]) if words else self.name
+        if self.python is None and "python" not in program:
+            return program
         for index, word in enumerate(words[1:], 1):
             if word in ("-m", "-c"):
                 return f"-m {words[index + 1]}" if word == "-m" and len(words) > index + 1 else "-c"
             if not word.startswith("-"):
                 return os.path.basename(word)
-        return os.path.basename(words[0]) if words else self.executable
+        return program
 
 
 def read_process(pid: int) -> Process:
