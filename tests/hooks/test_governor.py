@@ -67,7 +67,7 @@ def test_the_budget_is_kept(costs, level):
 
 
 def test_what_cannot_be_kept_is_told():
-    """The always-on pass alone takes 2 %: the rest may take an eighth of that, so that its curves go on; the ratio tells all."""
+    """The always-on pass alone takes 2 %: the rest may take an eighth of that, so that its curves go on; it is told."""
     plan = Governor()
     costs = {"layers": 10.0, "histograms": 10.0, "update_ratio": 10.0}
     drive(plan, 3000, base_ms=2.0, costs=costs)
