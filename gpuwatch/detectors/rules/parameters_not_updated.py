@@ -19,7 +19,7 @@ Any of these is enough, in `looks` looks running.
   gradient, over its weights, is at least a hundredth of the median of all matrices. When no matrix changes, the gradient
   must also be at least a hundredth of what it was in the first 20 steps: a run that has converged stands still by right.
 
-Updates are measured at some steps only (see the overhead budget), so the second way may take more steps.
+Updates are measured at some steps only (see the overhead budget), so the last way may take more steps.
 
 ## What to do
 
