@@ -32,27 +32,29 @@ class Renderer:
     """Renders families again and again; keeps the text in front of each value from one time to the next."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, tuple[str, ...]], str] = {}
+        self._fronts: dict[str, dict[tuple[str, ...], str]] = {}  # metric -> values of its labels -> text
 
     def render(self, families: Iterable[Family], *, openmetrics: bool) -> bytes:
         """All families as one document. Families without samples are left out."""
-        used: dict[tuple[str, tuple[str, ...]], str] = {}
         lines: list[str] = []
         for metric, samples in families:
             if not samples:
                 continue
             lines.append(_head(metric, openmetrics=openmetrics))
             name = PREFIX + metric.name
+            fronts = self._fronts.setdefault(metric.name, {})
+            if len(fronts) > 2 * len(samples) + 16:
+                fronts.clear()  # most of them belong to processes and runs that are gone
             for labels, value in samples:
-                if isinstance(value, float | int):
-                    key = (name, labels)
-                    front = used[key] = self._known.get(key) or f"{name}{_labels(metric.labels, labels)} "
+                if isinstance(value, (float, int)):  # 0.1 us less than with a union, a thousand times a scrape
+                    front = fronts.get(labels)
+                    if front is None:
+                        front = fronts[labels] = f"{name}{_labels(metric.labels, labels)} "
                     lines.append(front + number(value))
                 else:
                     lines += _histogram(name, metric.labels, labels, value)
         if openmetrics:
             lines.append("# EOF")
-        self._known = used  # what was not used now belongs to processes and runs that are gone
         return ("\n".join(lines) + "\n").encode() if lines else b""
 
 
@@ -79,12 +81,13 @@ def wants_openmetrics(accept: str) -> bool:
 
 def number(value: float) -> str:
     """A value as both formats write it: whole numbers without a fraction, infinities and NaN by Go's names."""
+    if -1e15 < value < 1e15:
+        whole = int(value)
+        return str(whole) if value == whole else repr(value)
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    if value == int(value) and -1e15 < value < 1e15:
-        return str(int(value))
     return repr(value)
 
 

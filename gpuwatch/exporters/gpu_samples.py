@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuwatch.exporters.catalogue import BY_NAME, DETAIL_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuwatch.exporters.samples import Samples
-    from gpuwatch.state.gpus import Gpu, GpuProcess, Gpus, HostSample
+    from gpuwatch.state.gpus import Gpu, GpuProcess, Gpus, HostSample, Labels
 
 #: The `pid` that sums the processes beyond the cap.
 OTHER_PID = "other"
@@ -24,7 +27,9 @@ def add_gpus(samples: Samples, gpus: Gpus, now_ns: int, ranks: Mapping[int, tupl
         if gpu.last_sample_wall_ns:
             samples.add("last_sample_timestamp_seconds", label, gpu.last_sample_wall_ns / 1e9)
         for name, labels, value in gpu.readings(now_ns):
-            samples.add_named(f"gpu_{name}", {"gpu": gpu.label, **dict(labels)}, value)
+            series = _series(gpu.label, name, labels)
+            if series is not None and not (series.is_detail and samples.without_details):
+                samples.add(series.metric, series.labels, value)
         if gpu.up:
             samples.add("gpu_processes", label, len(gpu.processes))
             _add_processes(samples, gpu, ranks, process_rows)
@@ -35,6 +40,23 @@ def add_gpus(samples: Samples, gpus: Gpus, now_ns: int, ranks: Mapping[int, tupl
     for (call, code), count in sorted(gpus.nvml_errors.items()):
         samples.add("nvml_errors_total", (call, code), count)
     samples.add("nvml_reinits_total", (), gpus.nvml_reinits)
+
+
+class _Series(NamedTuple):
+    metric: str
+    labels: tuple[str, ...]  # in the metric's order
+    is_detail: bool
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _series(gpu: str, name: str, labels: Labels) -> _Series | None:
+    """Where a reading of a GPU belongs; None: there is no such metric. A hundred readings of each GPU ask at each scrape."""
+    metric = BY_NAME.get(f"gpu_{name}")
+    named = {"gpu": gpu, **dict(labels)}
+    if metric is None or not named.keys() <= set(metric.labels):
+        return None
+    is_detail = metric.detail or any((metric.name, value) in DETAIL_VALUES for value in named.values())
+    return _Series(metric.name, tuple(named.get(label, "") for label in metric.labels), is_detail)
 
 
 def add_host(samples: Samples, host: HostSample | None) -> None:

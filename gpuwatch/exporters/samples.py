@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuwatch.exporters.catalogue import BY_NAME, DETAIL_VALUES, METRICS
+from gpuwatch.exporters.catalogue import BY_NAME, METRICS
 from gpuwatch.exporters.exposition import Family
 
 if TYPE_CHECKING:
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from gpuwatch.state.durations import Durations
 
 
-_DETAILS: frozenset[object] = DETAIL_VALUES | {metric.name for metric in METRICS if metric.detail}
+_DETAILS = frozenset(metric.name for metric in METRICS if metric.detail)
 
 
 class Samples:
     """`add` by metric name (without prefix); what is None is absent, and so left out. Details are taken with `details` only."""
 
     def __init__(self, *, details: bool = True) -> None:
-        self._left_out: frozenset[object] = frozenset() if details else _DETAILS
+        self.without_details = not details
+        self._left_out: frozenset[str] = frozenset() if details else _DETAILS
         self._samples: dict[str, list[tuple[tuple[str, ...], float | Durations]]] = {}
 
     def add(self, name: str, labels: tuple[str, ...], value: float | Durations | None) -> None:
@@ -33,8 +34,6 @@ class Samples:
         metric = BY_NAME.get(name)
         if metric is None or not labels.keys() <= set(metric.labels):
             return False
-        if self._left_out and any((name, value) in self._left_out for value in labels.values()):
-            return True
         self.add(name, tuple(labels.get(label, "") for label in metric.labels), value)
         return True
 

@@ -1,6 +1,6 @@
 """The GPU sampler alone: which spikes of memory it catches, in real time, and what it costs.
 
-Spikes: 30 ms of 20 GiB, 104 of them (--quick: 32) on eight GPUs, on each a little more than a second apart, so that they fall on
+Spikes: 30 ms of 20 GiB, 104 of them (--quick: 32) on eight GPUs, a little more than a second apart on each, so they fall on
 every moment of a sampling second; heights differ, so that each is told from the others. Beside it a sampler that reads once a
 second, as others do at best. Cost: the children's processor time meanwhile, with eight GPUs and forty processes on them; the
 fake driver answers in no time.
