@@ -111,7 +111,7 @@ class Healthy:
 
     def moment(self, values: dict[str, float]) -> Moment:
         rng, seconds = self.rng, self.uptime_seconds
-        resident = int(4 * GIB + 2 * GIB * (1.0 - math.exp(-seconds / 60)) + rng.random() * GIB / 4)
+        resident = int(4 * GIB + 2 * GIB * (1.0 - math.exp(-seconds / 8)) + rng.random() * GIB / 4)
         process = HostProcess(seconds, resident, None)
         used = {"torch_allocated_bytes": 20.0 * GIB + rng.random() * GIB, "torch_reserved_bytes": 60.0 * GIB}
         return Moment(
