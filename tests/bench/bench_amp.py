@@ -128,7 +128,7 @@ def main():
     if bench.options.dedicated:
         print(json.dumps(dedicated(*json.loads(bench.options.dedicated))))
         return 0
-    steps, rounds, blocks = (10, 1, 3) if bench.quick else (60, 3, 10)
+    steps, rounds, blocks = (10, 1, 3) if bench.quick else (40, 2, 8)
     rows = []
     for name in list(cases())[: 1 if bench.quick else None]:
         apart, saved_apart = in_processes(name, steps, rounds)
