@@ -42,7 +42,7 @@ IDLE_SECONDS = 0.5
 TICK_SECONDS = 0.5
 STATUS_SECONDS = 5.0
 NVML_SECONDS = 0.05
-JUDGE_SECONDS = 0.5
+JUDGE_SECONDS = 1.0
 DRAIN_SHARE = 0.3  # of the time that a shutdown may take: for reading the rings dry
 
 

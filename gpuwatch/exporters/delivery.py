@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import signal
-import ssl
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gpuwatch import __version__
+
+if TYPE_CHECKING:
+    import http.client
 
 _MAX_ANSWER_BYTES = 64 * 1024
 _TOO_MANY, _TIMED_OUT = 429, 408
@@ -38,6 +40,8 @@ class Webhook:
 
     def send(self, body: bytes) -> None:
         """Raises DeliveryError; redirects are not followed, since they would take the token elsewhere."""
+        import http.client  # noqa: PLC0415  # with ssl and email it is 5 MiB: only a daemon that has something to send pays
+
         headers = {"Content-Type": "application/json", "User-Agent": f"gpuwatch/{__version__}"}
         if self._token_file:
             try:
@@ -58,7 +62,11 @@ class Webhook:
             raise DeliveryError(f"HTTP {answer.status}", final=refused)
 
     def _connect(self) -> http.client.HTTPConnection:
+        import http.client  # noqa: PLC0415  # as above
+
         if self._is_tls:
+            import ssl  # noqa: PLC0415  # as above
+
             context = ssl.create_default_context()
             return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_seconds, context=context)
         return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_seconds)

@@ -6,8 +6,11 @@ pace is what it was at its fastest lately: a loop that pauses, for validation or
 
 from __future__ import annotations
 
-#: A ring may be as full as this when it is looked at, so that a run may become four times as fast from one step to the next.
+#: A ring may be as full as this when it is looked at, so that a run may become four times as fast from one step to the next;
 MAX_FILL_RATIO = 0.25
+#: one that is looked at less often than each BRISK_SECONDS, only as this: sixteen times as fast.
+CALM_FILL_RATIO = 1 / 16
+BRISK_SECONDS = 0.2
 #: It is not looked at more often than this, however fast it fills: a turn takes a batch, and says when there is more.
 MIN_PERIOD_SECONDS = 0.02
 #: Until this many records have been read, or for so long, nobody knows a run's pace: first steps compile, and open files.
@@ -42,6 +45,8 @@ class Pace:
         """When to look again: after `usual_seconds`, or sooner."""
         is_known = self._records >= UNKNOWN_RECORDS or self._looked_ns - self._since_ns > UNKNOWN_SECONDS * 1e9
         period_seconds = usual_seconds if is_known else min(usual_seconds, UNKNOWN_PERIOD_SECONDS)
-        if self._rings_per_second * period_seconds <= MAX_FILL_RATIO:
+        if self._rings_per_second * period_seconds <= CALM_FILL_RATIO:
             return period_seconds
-        return max(MAX_FILL_RATIO / self._rings_per_second, min(usual_seconds, MIN_PERIOD_SECONDS))
+        calm_seconds = CALM_FILL_RATIO / self._rings_per_second
+        brisk_seconds = max(MAX_FILL_RATIO / self._rings_per_second, MIN_PERIOD_SECONDS)
+        return min(period_seconds, max(calm_seconds, min(brisk_seconds, BRISK_SECONDS)))
