@@ -23,7 +23,8 @@ Counters survive a restart of the daemon where a run's journal has them (`train_
 ended keeps its series for five minutes. Where a run was started several times under one name and rank, the latest is shown.
 
 An optimizer that evaluates a closure several times in one step (LBFGS) has the loss of its first evaluation, which is the loss
-at the weights that the step begins with, and the gradients of its last one, which are those that are there when the step is over.
+at the weights that the step begins with, and the gradients of its last one, which are those that are there when the step is
+over.
 
 Limits: {limits}
 """

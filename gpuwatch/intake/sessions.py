@@ -10,7 +10,7 @@ from gpuwatch_hooks import wire
 
 from gpuwatch.config import Limits
 from gpuwatch.intake.admission import Admission
-from gpuwatch.intake.decode import Bye, Command, Ended, HelloMessage, MediaMessage, Message
+from gpuwatch.intake.decode import Bye, Command, Ended, HelloMessage, MediaMessage, Message, SamplingRequest
 from gpuwatch.intake.descriptors import DescriptorError
 from gpuwatch.intake.media import read_media
 from gpuwatch.intake.pace import Pace
@@ -83,7 +83,9 @@ class Session:
         if isinstance(message, Bye):
             self.end()
             return 0
-        if isinstance(message, HelloMessage | Command | Ended) or (len(fds) == 1) != isinstance(message, MediaMessage):
+        if isinstance(message, HelloMessage | Command | Ended | SamplingRequest):
+            raise DecodeError("a message that does not belong here")
+        if (len(fds) == 1) != isinstance(message, MediaMessage):
             raise DecodeError("a message that does not belong here")
         if message.n <= self.received or self.refused:  # sent again after a reconnect, or behind one that was not taken
             return 0

@@ -60,6 +60,15 @@ def test_over_the_socket_of_a_daemon_that_does_not_sample(desk, client):
     assert answers[1] == {"t": "refuse", "reason": "this daemon does not sample GPUs (sampling.gpus is false)"}
 
 
+def test_a_training_process_may_not_ask_in_its_own_session(desk, client):
+    client.connect()
+    desk.pump()
+    client.heard()
+    client.send({"t": "sampling", "verb": "pause"})
+    desk.pump()
+    assert desk.stats.value("peers_refused", "malformed_message") == 1
+
+
 @pytest.mark.parametrize(
     "message", [{"verb": "stop"}, {"verb": "pause", "release": "yes"}, {}, {"verb": ["pause"]}, {"verb": None}]
 )
