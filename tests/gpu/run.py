@@ -24,7 +24,7 @@ TESTS = ("tests/gpu", "tests/hooks/traps/test_cuda.py")
 NEEDED_BY_TESTS = ("pytest", "hypothesis", "msgspec")
 #: command, seconds that it may take when quick and when full
 BENCHES = {
-    "kernels": (["tests/bench/kernels.py"], 100, 300),
+    "kernels": (["tests/bench/kernels.py", "--device", "cuda"], 100, 300),
     "overhead": (["tests/bench/bench_overhead.py", "--device", "cuda"], 220, 900),
 }
 

@@ -57,9 +57,11 @@ class UpdatesProbe:
         if copy is None or not copy.tensors:
             return
         began = _now()
+        import torch
+
         weights, updates = Reading(self._recorder.selection), Reading(self._recorder.selection)
         weights.take(part, copy.places, copy.tensors)
-        changes = [now - before for now, before in zip(copy.views, copy.tensors)]
+        changes = torch._foreach_sub(copy.views, copy.tensors)
         updates.take(part, copy.places, changes)
         factors = dict(zip(copy.places, copy.factors))
         part.at_end(lambda done: _finish(done, weights, updates, factors))
