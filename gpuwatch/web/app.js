@@ -4,7 +4,7 @@ import { mark, say } from "./element.js";
 import { Feed } from "./feed.js";
 import { GpuHistory } from "./gpu_history.js";
 import { Overview } from "./overview.js";
-import { bytes, clock, percent } from "./quantities.js";
+import { bytesOf, clock, percent } from "./quantities.js";
 import { RulePage } from "./rule.js";
 import { RunPage } from "./run.js";
 
@@ -41,7 +41,6 @@ function decoded(text) {
 
 async function take(news, isFirst) {
   const restarted = started !== null && news.daemon.started !== started;
-  if (restarted) say(place("daemon"), "");
   started = news.daemon.started;
   snapshot = news;
   if (isFirst) await history.load();
@@ -54,10 +53,11 @@ let restartedAt = null;
 
 function tellDaemon({ daemon, host, components, driver_version: driver, wall_seconds: now }, restarted) {
   if (restarted) restartedAt = now;
-  const ram = host ? `CPU ${percent(host.cpu_utilization_ratio)} · RAM ${bytes(host.memory_used_bytes)} of ${bytes(host.memory_size_bytes)}` : "";
-  say(place("host"), ram);
+  const ram = host ? bytesOf(host.memory_used_bytes, host.memory_size_bytes) : "";
+  say(place("host"), host ? `CPU ${percent(host.cpu_utilization_ratio)} · RAM ${ram}` : "");
   const again = restartedAt !== null ? ` (restarted while you looked, at ${clock(restartedAt)})` : "";
-  say(place("daemon"), `gpuwatch ${daemon.version}, running since ${clock(daemon.started)}${again}, recording to ${daemon.logdir}${driver ? `, driver ${driver}` : ""}`);
+  const since = `gpuwatch ${daemon.version}, running since ${clock(daemon.started)}${again}`;
+  say(place("daemon"), `${since}, recording to ${daemon.logdir}${driver ? `, driver ${driver}` : ""}`);
   const down = Object.entries(components).map(([name, error]) => `${name} is down${error ? `: ${error}` : ""}`);
   place("trouble").hidden = down.length === 0;
   say(place("trouble"), down.join("; "));

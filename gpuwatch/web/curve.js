@@ -18,7 +18,11 @@ export class Curve {
     this.now = element("span", { class: "now" });
     this.note = element("span", { class: "note" });
     this.plot = element("div", { class: "plot", role: "img" });
-    this.root = element("figure", {}, element("figcaption", {}, element("b", {}, options.title), " ", this.now, this.note), this.plot);
+    const { series, axes } = this.options;
+    const key = ({ name, colour: ink }) => element("span", { class: "key" }, element("i", { class: `ink-${ink}` }), ` ${name}`);
+    const keys = axes && series.length > 1 ? series.map(key) : [];
+    const caption = element("figcaption", {}, element("b", {}, options.title), " ", this.now, ...keys, this.note);
+    this.root = element("figure", {}, caption, this.plot);
     parent.append(this.root);
     this.data = null;
     this.marks = {};
@@ -52,7 +56,8 @@ export class Curve {
     const width = this.plot.clientWidth;
     if (!width || !this.data) return;
     const { series, height, axes, time, format, range, stepped } = this.options;
-    const line = { stroke: colour("muted"), grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
+    const grid = { stroke: colour("grid"), width: 1 };
+    const line = { stroke: colour("muted"), grid, ticks: { show: false }, font: "11px system-ui" };
     const steps = (_, values) => values.map((value) => (Number.isInteger(value) ? value.toLocaleString("en") : ""));
     this.uplot = new uPlot(
       {
@@ -62,14 +67,14 @@ export class Curve {
         legend: { show: false },
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 } },
         scales: {
-          x: { time, range: (_, least, most) => this.marks.span ?? [least, most] },
+          x: { time, range: (_, least, most) => widened(...(this.marks.span ?? [least, most])) },
           y: { distr: this.log ? 3 : 1, log: 10, range: !this.log && range ? (_, low, high) => range(low, high) : undefined },
         },
         axes: [
           { ...line, show: axes, size: 24, ...(time ? {} : { values: steps }) },
           {
             ...line,
-            grid: { ...line.grid, filter: (_, splits) => this.labelled(splits) },
+            grid: { ...grid, filter: (_, splits) => this.labelled(splits) },
             show: axes,
             size: 56,
             values: (_, splits) => this.labelled(splits).map((value) => (value === null ? "" : value === 0 ? "0" : format(value))),
@@ -165,6 +170,9 @@ export class Curve {
     this.root.remove();
   }
 }
+
+/** A range that has a width: a single step stands in the middle. */
+const widened = (from, to) => (from === to && from !== null ? [from - 1, to + 1] : [from, to]);
 
 /** Largest over smallest of all values; 0 when one of them is not positive. */
 function spread(columns) {

@@ -51,7 +51,11 @@ class Card {
     const whole = () => [0, 1];
     const small = { height: 64, axes: false, time: true };
     this.utilization = new Curve(this.plots, {
-      ...small, title: "utilization", range: whole, format: percent, series: [{ name: "utilization", colour: "utilization", fill: true }],
+      ...small,
+      title: "utilization",
+      range: whole,
+      format: percent,
+      series: [{ name: "utilization", colour: "utilization", fill: true }],
     });
     this.memory = new Curve(this.plots, {
       ...small,
@@ -63,12 +67,21 @@ class Card {
     // A GPU that is alone has the whole width: there is room for these two.
     this.roomy = element("div", { class: "plots roomy" });
     this.watts = new Curve(this.roomy, {
-      ...small, title: "power", range: (_, most) => [0, Math.max(this.limit ?? 0, most ?? 1)], format: (value) => `${Math.round(value)} W`, series: [{ name: "power", colour: "line", fill: true }],
+      ...small,
+      title: "power",
+      range: (_, most) => [0, Math.max(this.limit ?? 0, most ?? 1)],
+      format: (value) => `${Math.round(value)} W`,
+      series: [{ name: "power", colour: "line", fill: true }],
     });
     this.degrees = new Curve(this.roomy, {
-      ...small, title: "temperature", range: (_, most) => [0, Math.max(100, most ?? 0)], format: (value) => `${Math.round(value)} °C`, series: [{ name: "chip", colour: "warning", fill: true }],
+      ...small,
+      title: "temperature",
+      range: (_, most) => [0, Math.max(100, most ?? 0)],
+      format: (value) => `${Math.round(value)} °C`,
+      series: [{ name: "chip", colour: "warning", fill: true }],
     });
-    this.root = element("article", { class: "gpu" }, element("h3", {}, this.label, " ", this.name, " ", this.state), this.facts, this.plots, this.roomy);
+    const head = element("h3", {}, this.label, " ", this.name, " ", this.state);
+    this.root = element("article", { class: "gpu" }, head, this.facts, this.plots, this.roomy);
   }
 
   update(gpu) {

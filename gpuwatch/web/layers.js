@@ -27,7 +27,8 @@ export class Layers {
     this.chosen = null;
     this.rows = [];
     this.askedAt = -EVERY_MS;
-    this.filter = element("input", { type: "search", placeholder: "part of a name", "aria-label": "filter the layers", oninput: () => this.show() });
+    const filter = { type: "search", placeholder: "part of a name", "aria-label": "filter the layers" };
+    this.filter = element("input", { ...filter, oninput: () => this.show() });
     this.about = element("p", { class: "about" });
     this.table = new SortableTable(COLUMNS, (row) => String(row.index), { decorate: (...cell) => this.decorate(...cell), label: "layers" });
     this.histogram = element("div", { class: "histogram" });
@@ -50,9 +51,11 @@ export class Layers {
       const response = await fetch(`api/layers?${this.query}`);
       if (!response.ok) return;
       const { layers, measured_step: measured } = await response.json();
+      if (this.closed) return;
       this.rows = layers.map((row) => Object.fromEntries(FIELDS.map((field, index) => [field, row[index]])));
       this.root.hidden = layers.length === 0;
-      say(this.about, `Gradients (unscaled, before clipping), weights and updates as of step ${whole(measured)}. A layer's name opens its histogram.`);
+      const what = "Gradients (unscaled, before clipping), weights and updates";
+      say(this.about, `${what} as of step ${whole(measured)}. A layer's name opens its histogram.`);
       this.show();
       if (this.chosen !== null) await this.draw();
     } catch {
@@ -100,12 +103,14 @@ export class Layers {
   async draw() {
     const chosen = this.chosen;
     const response = await fetch(`api/histogram?${this.query}&layer=${chosen}`);
-    if (!response.ok || chosen !== this.chosen) return;
+    if (!response.ok) return;
     const { name, families } = await response.json();
+    if (this.closed || chosen !== this.chosen) return;
     const known = Object.entries(families);
     if (!known.length) {
       this.clear();
-      this.histogram.append(element("p", { class: "empty" }, `No histogram of ${name} was recorded: they are taken seldom, or switched off (hooks.histograms).`));
+      const why = "they are taken seldom, or switched off (hooks.histograms)";
+      this.histogram.append(element("p", { class: "empty" }, `No histogram of ${name} was recorded: ${why}.`));
       return;
     }
     const key = `${name} ${known.map(([family]) => family).join(" ")}`;
@@ -133,6 +138,7 @@ export class Layers {
   }
 
   close() {
+    this.closed = true;
     clearTimeout(this.timer);
     this.clear();
   }

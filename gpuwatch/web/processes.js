@@ -27,7 +27,8 @@ const told = (format, value) => (value === null || value === undefined ? "" : fo
 
 export class Processes {
   constructor() {
-    this.filter = element("input", { type: "search", placeholder: "words; gpu:0 for one GPU", "aria-label": "filter the processes", oninput: () => this.show() });
+    const filter = { type: "search", placeholder: "words; gpu:0 for one GPU", "aria-label": "filter the processes" };
+    this.filter = element("input", { ...filter, oninput: () => this.show() });
     this.none = element("p", { class: "empty" });
     this.table = new SortableTable(COLUMNS, (row) => `${row.gpu}/${row.pid}/${row.start_ticks}`, { sortBy: 4, decorate, label: "processes" });
     this.root = element("section", { "aria-label": "Processes" }, element("h2", {}, "Processes"), this.filter, this.none, this.table.root);

@@ -20,6 +20,9 @@ const CURVES = [
   { title: "torch memory", names: { torch_allocated_bytes: "allocated" }, format: bytes, range: (_, high) => [0, 1.1 * high || 1] },
 ];
 const INKS = ["line", "peak"];
+const NOT_HERE =
+  "This daemon holds no such run: it has ended long ago, or another daemon recorded it. " +
+  "gpuwatch status and TensorBoard read what it left.";
 
 export class RunPage {
   constructor(_, directory) {
@@ -61,7 +64,7 @@ export class RunPage {
       this.points = new Map();
     }
     const run = snapshot.runs.find((known) => known.directory === this.directory);
-    say(this.notice, run ? "" : "This daemon holds no such run: it has ended long ago, or another daemon recorded it. gpuwatch status and TensorBoard read what it left.");
+    say(this.notice, run ? "" : NOT_HERE);
     this.notice.hidden = Boolean(run);
     if (!run) return;
     const job = grouped(snapshot.runs).find((known) => known.name === run.run);
@@ -73,8 +76,8 @@ export class RunPage {
     this.facts.update(facts({ ranks: [run] }));
     this.phases.update(run.phase_seconds);
     const signs = `${run.step} ${run.status} ${JSON.stringify(run.finding_counts)} ${run.findings.length}`;
-    if (signs !== this.signs || this.read === null) {
-      this.signs = signs;
+    if (!this.asking && (signs !== this.signs || this.read === null)) {
+      this.signs = signs; // what changes while an answer is under way is asked for with the next snapshot
       this.ask();
       this.layers.follow(run.step);
     }
@@ -84,17 +87,20 @@ export class RunPage {
     const directories = ranks.map((rank) => rank.directory).join(" ");
     if (directories === this.known || ranks.length < 2) return;
     this.known = directories;
-    const link = (rank) => element("a", { href: runLink(rank.directory), "aria-current": rank.directory === this.directory ? "page" : null }, `rank ${rank.rank}`);
+    const link = ({ directory, rank }) => {
+      const current = directory === this.directory ? "page" : null;
+      return element("a", { href: runLink(directory), "aria-current": current }, `rank ${rank}`);
+    };
     this.ranks.replaceChildren(...ranks.map(link));
   }
 
   async ask() {
-    if (this.asking) return;
     this.asking = true;
     const after = this.read ?? 0;
     try {
       const response = await fetch(`api/run?${this.query}&after=${after}`);
-      if (response.ok && after === (this.read ?? 0)) this.take(await response.json());
+      const answer = response.ok ? await response.json() : null;
+      if (answer && !this.closed && after === (this.read ?? 0)) this.take(answer);
     } catch {
       // the feed says that the daemon is away
     } finally {
@@ -111,7 +117,8 @@ export class RunPage {
     }
     this.span = this.spanOf("step_seconds") ?? this.spanOf("loss") ?? this.spanOf("grad_norm");
     const span = this.span;
-    say(this.window, span ? `Steps ${whole(span[0])} to ${whole(span[1])}, as far back as this daemon keeps them; all of them are in TensorBoard.` : "No step yet.");
+    const kept = "as far back as this daemon keeps them; all of them are in TensorBoard.";
+    say(this.window, span ? `Steps ${whole(span[0])} to ${whole(span[1])}, ${kept}` : "No step yet.");
     const lines = beginnings(answer.findings);
     for (const curve of CURVES) this.draw(curve, lines);
     this.findings.update(merged(answer.findings.filter((finding) => finding.state !== "closed")));
@@ -145,7 +152,7 @@ export class RunPage {
     const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
     const last = known.map((name) => {
       const value = this.points.get(name).values.at(-1);
-      return `${known.length > 1 ? `${names[name]} ` : ""}${value === null ? "NaN" : format(value)}`;
+      return value === null ? "NaN" : format(value);
     });
     const [steps, values] = tables[0];
     const nonfinite = steps.filter((_, index) => values[index] === null);
@@ -159,10 +166,13 @@ export class RunPage {
     const text = JSON.stringify(items);
     if (text === this.described) return;
     this.described = text;
-    this.details.replaceChildren(...items.map(([name, value]) => element("div", {}, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, String(value)))));
+    const fact = ([name, value]) =>
+      element("div", {}, element("dt", {}, name.replaceAll("_", " ")), element("dd", {}, String(value)));
+    this.details.replaceChildren(...items.map(fact));
   }
 
   close() {
+    this.closed = true;
     for (const { curve } of this.curves.values()) curve.close();
     this.layers.close();
   }

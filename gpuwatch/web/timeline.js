@@ -18,28 +18,30 @@ export class Timeline {
     if (this.root.hidden) return;
     const [first, last] = span;
     const place = (step) => (100 * Math.min(1, Math.max(0, (step - first) / Math.max(1, last - first)))).toFixed(2);
-    const lanes = Map.groupBy ? Map.groupBy(findings, lane) : grouped(findings);
     this.lanes.replaceChildren(
-      ...[...lanes].map(([name, episodes]) => {
+      ...[...grouped(findings)].map(([name, episodes]) => {
         const bars = episodes.map((episode) => {
           const until = episode.state === "closed" ? episode.last_step : last;
-          const told = `${episode.severity}, steps ${whole(episode.first_step)} to ${episode.state === "closed" ? whole(until) : "now"}: ${episode.summary}`;
+          const end = episode.state === "closed" ? whole(until) : "now";
+          const told = `${episode.severity}, steps ${whole(episode.first_step)} to ${end}: ${episode.summary}`;
           const bar = element("i", { class: episode.severity, title: told });
           bar.style.left = `${place(episode.first_step)}%`;
           bar.style.width = `max(4px, ${(place(until) - place(episode.first_step)).toFixed(2)}%)`;
           return bar;
         });
         const told = episodes.map(({ first_step: from }) => whole(from)).join(", ");
-        return element("li", {}, element("span", {}, name), element("span", { class: "lane", role: "img", "aria-label": `from step ${told}` }, ...bars));
+        const lane = { class: "lane", role: "img", "aria-label": `from step ${told}` };
+        return element("li", {}, element("span", {}, name), element("span", lane, ...bars));
       }),
     );
   }
 }
 
-const lane = ({ rule, layer }) => (layer ? `${rule} in ${layer}` : rule);
-
 function grouped(findings) {
   const lanes = new Map();
-  for (const finding of findings) lanes.set(lane(finding), [...(lanes.get(lane(finding)) ?? []), finding]);
+  for (const finding of findings) {
+    const name = finding.layer ? `${finding.rule} in ${finding.layer}` : finding.rule;
+    lanes.set(name, [...(lanes.get(name) ?? []), finding]);
+  }
   return lanes;
 }

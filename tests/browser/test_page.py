@@ -176,7 +176,7 @@ def test_a_page_that_is_opened_late_shows_what_went_before(node, browse):
 def test_names_are_text_whatever_they_hold(daemon, browse, train):
     trainer = train(daemon, layers=(CANARY, "<script>alert(2)</script>"), program=CANARY)
     trainer.client.numbered("meta", facts={CANARY: CANARY, "note": "<b>bold</b>"})
-    trainer.steps(3, loss=math.nan)
+    trainer.steps(1, loss=math.nan)
     url = home(daemon)
     page = browse(url)
     page.shows(CANARY, "nonfinite_loss")

@@ -2,11 +2,13 @@ import json
 import math
 import re
 import time
+from http.client import HTTPConnection
 
 import msgspec
 import pytest
 
-from gpuwatch.exporters import web_files
+from gpuwatch.config import Config
+from gpuwatch.exporters import http, web_files
 from gpuwatch.exporters.http import Response
 from gpuwatch.exporters.pages import Pages
 from gpuwatch.exporters.request import Request
@@ -15,6 +17,7 @@ from gpuwatch.state.node_report import NodeReport
 from tests.exporters.job import Job
 from tests.exporters.node import fill
 from tests.exporters.test_prometheus import finding
+from tests.running_daemon import wait_until
 
 
 @pytest.fixture
@@ -88,6 +91,27 @@ def test_what_the_page_asks_for(state, web, pages):
 def test_a_run_that_is_not_there(state, pages, path, query):
     Job(state, "digits", rank=1, world_size=2).step(1)
     assert get(pages, f"{path}?{query}").status == 404
+
+
+def test_nothing_is_made_while_nobody_looks(state, web, pages, monkeypatch):
+    """Of the real server, over its turns: the curves are fed, and that is all."""
+    monkeypatch.setattr(http, "EVERY_SECONDS", 0.05)
+    Job(state, "digits").step(1)
+    server = http.HttpServer(Config(), ("127.0.0.1", 0), pages, web.turn)
+    server.start()
+    try:
+        wait_until(lambda: len(web.window.curves()["seconds"]) >= 5)
+        assert web.live.renderings == 0
+        connection = HTTPConnection(*server.address, timeout=20)
+        connection.request("GET", "/api/live")
+        assert json.load(connection.getresponse())["runs"]
+        connection.close()
+        assert web.live.renderings == 1
+        seen = len(web.window.curves()["seconds"])
+        wait_until(lambda: len(web.window.curves()["seconds"]) >= seen + 5)
+        assert web.live.renderings == 1
+    finally:
+        server.stop()
 
 
 def test_a_histogram_of_a_layer_that_is_none(state, pages):
