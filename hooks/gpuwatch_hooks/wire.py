@@ -113,7 +113,7 @@ MAX_GROUPS = 64
 TENSORS_HEAD = struct.Struct("<QHHIIII")
 #: Statistics of one tensor over its finite entries, in true (unscaled) units; `nonfinite_count` and the shares are of all.
 TENSOR_COLUMNS = ("norm", "absmax", "mean_abs", "mean", "std", "zero_ratio", "nonfinite_count", "underflow_ratio")
-#: second_moment: only `norm` is measured, the root mean square of the gradient over the root of Adam's second moment.
+#: second_moment: only `norm` is measured, the gradient's norm over the root of the sum of Adam's second moment.
 FAMILIES = ("gradient", "weight", "update", "second_moment")
 
 #: KIND_HISTOGRAMS: step, optimizer, family, version of the name table, first index, count, exponent of bucket 0 (i32);

@@ -8,9 +8,9 @@ the step. Loss spikes of large models come 1 to 8 steps after this.
 
 ## The test
 
-For weight matrices, some at each step that is measured, the root mean square of g / (sqrt(v) + eps), with Adam's own bias
-correction, after 20 steps of the tensor. A measured step is bad when it is above `info_ratio` for some matrix; it opens
-when 3 of the last 5 are bad, as info, or as a warning from `warning_ratio` on.
+For weight matrices, some at each step that is measured: the norm of the gradient over the root of the sum of v, with Adam's
+own bias correction, once the tensor has made 20 steps. A measured step is bad when it is above `info_ratio` for some
+matrix; it opens when 3 of the last 5 are bad, as info, or as a warning from `warning_ratio` on.
 
 ## What to do
 
@@ -36,14 +36,14 @@ from gpuwatch.detectors.sample import Sample
 
 
 class Limits(Thresholds, frozen=True):
-    info_ratio: Annotated[Positive, Meta(description="root mean square of g over sqrt(v) that is worth a note")] = 2.3
-    warning_ratio: Annotated[Positive, Meta(description="root mean square that is a warning")] = 5.0
+    info_ratio: Annotated[Positive, Meta(description="gradient over the moment's root that is worth a note")] = 2.3
+    warning_ratio: Annotated[Positive, Meta(description="gradient over the moment's root that is a warning")] = 5.0
 
 
 class AdamSecondMoment(Rule[Limits]):
     name = "adam_second_moment"
     severity = "info"
-    statistic = "root mean square of the gradient over the root of Adam's second moment (ratio)"
+    statistic = "norm of the gradient over the root of the sum of Adam's second moment (ratio)"
     action = "Look at what changed at first_step; lower beta2, or clip gradients."
     thresholds_type = Limits
     open_after = 3
