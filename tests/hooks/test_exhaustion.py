@@ -49,7 +49,12 @@ optimizer = torch.optim.SGD([weight], lr=0.1)
 weight.grad = torch.ones(3)
 optimizer.step()
 write = s.write
-s.write = lambda kind, head, body=b"": (print("kind", kind, bytes(body).decode() if kind == 4 else ""), write(kind, head, body))[1]
+
+def telling(kind, head, body=b""):
+    print("kind", kind, bytes(body).decode() if kind == 4 else "")
+    return write(kind, head, body)
+
+s.write = telling
 torch.empty(1 << 60, dtype=torch.uint8)
 """
 
