@@ -14,6 +14,7 @@ from .fused import Fused
 #: cuThreadExchangeStreamCaptureMode: a module loaded while another thread captures a graph would otherwise spoil its capture.
 _RELAXED = 2
 _REGISTERS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
+_NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 
 
 class DriverError(Exception):
@@ -23,9 +24,9 @@ class DriverError(Exception):
 class Driver:
     """libcuda, which is loaded already where torch uses a device."""
 
-    def __init__(self):
+    def __init__(self, path="libcuda.so.1"):
         try:
-            self._library = ctypes.CDLL("libcuda.so.1")
+            self._library = ctypes.CDLL(path)
         except OSError as error:
             raise DriverError("there is no CUDA driver: %s" % error) from None
         self.launch_kernel = self._library.cuLaunchKernel
@@ -50,7 +51,7 @@ class Driver:
         return found.value
 
     def functions(self, index, code):
-        """{name: (handle, registers)} of the kernels in `code`, loaded into the primary context of device `index`."""
+        """(context, {name: (handle, registers)}) of the kernels in `code`, loaded into the primary context of a device."""
         device, context, module = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         mode = ctypes.c_int(_RELAXED)
         self.call("cuDeviceGet", ctypes.byref(device), index)
@@ -60,7 +61,7 @@ class Driver:
         self.call("cuCtxPushCurrent_v2", context)
         try:
             self.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(code))
-            return {name: self._function(module, name) for name in _KERNELS}
+            return context, {name: self._function(module, name) for name in _KERNELS}
         finally:
             self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
             self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
@@ -79,11 +80,12 @@ _KERNELS = (cuda_source.CHUNKS, cuda_source.CHUNKS_HISTOGRAM, cuda_source.ROWS)
 class CudaDevice:
     """What fused.py asks of a device; see there. Memory and streams are torch's."""
 
-    def __init__(self, index, driver, functions, processors):
+    def __init__(self, index, driver, context, functions, processors):
         import torch
 
         self.processors = processors
-        self._driver = driver
+        self._driver, self._context = driver, context
+        self._current_device, self._on_device = torch._C._cuda_getDevice, torch.cuda.device
         self._functions = {name: handle for name, (handle, _) in functions.items()}
         self._device = torch.device("cuda", index)
         self._index = index
@@ -106,13 +108,23 @@ class CudaDevice:
         target.zero_()
 
     def launch(self, kernel, blocks, threads, arguments):
+        if self._current_device() != self._index:  # the default stream is that of the current device
+            with self._on_device(self._index):
+                self._launch(kernel, blocks, threads, arguments)
+        else:
+            self._launch(kernel, blocks, threads, arguments)
+
+    def _launch(self, kernel, blocks, threads, arguments):
         count = len(arguments)
         cells = (ctypes.c_uint64 * count)(*arguments)
         start = ctypes.addressof(cells)
         places = (ctypes.c_uint64 * count)(*range(start, start + 8 * count, 8))
-        status = self._driver.launch_kernel(
-            self._functions[kernel], blocks, 1, 1, threads, 1, 1, 0, self.stream(), ctypes.addressof(places), None
-        )
+        function, stream = self._functions[kernel], self.stream()
+        given = (function, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(places), None)
+        status = self._driver.launch_kernel(*given)
+        if status == _NO_CONTEXT:  # a thread on which torch has not called the CUDA runtime yet
+            self._driver.call("cuCtxSetCurrent", self._context)
+            status = self._driver.launch_kernel(*given)
         if status:
             self._driver.check("cuLaunchKernel", status)
 
@@ -136,11 +148,12 @@ def load(index):
     properties = torch.cuda.get_device_properties(index)
     driver = Driver()
     code, target, cached = code_for(compiler.find(), 10 * properties.major + properties.minor, driver.version())
-    functions = driver.functions(index, code)
+    context, functions = driver.functions(index, code)
     facts = {
         "kernel": "nvrtc",
         "kernel_target": target,
         "kernel_cached": cached,
         "kernel_load_seconds": round(time.monotonic() - began, 3),
     }
-    return Fused(CudaDevice(index, driver, functions, properties.multi_processor_count), facts, (DriverError,))
+    device = CudaDevice(index, driver, context, functions, properties.multi_processor_count)
+    return Fused(device, facts, (DriverError,))
