@@ -3,6 +3,7 @@
 On the CPU, and on a GPU where there is one (`--device cuda` leaves the CPU out).
 """
 
+import contextlib
 import statistics
 import sys
 import time
@@ -94,13 +95,18 @@ class Hooks:
         recorder._account = noted
         return found
 
-    def run(self, job, count):
+    @contextlib.contextmanager
+    def installed(self):
         self.session.recorder.previous_end = None  # the time since the last block is nobody's step
         self.session.recorder.install()
         try:
-            return job.seconds(count)
+            yield
         finally:
             self.session.ledger.remove()
+
+    def run(self, job, count):
+        with self.installed():
+            return job.seconds(count)
 
 
 def compare(job, run, rounds, block):

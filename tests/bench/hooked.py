@@ -20,6 +20,9 @@ class HookedSession:
         self.armed = self.over = False
         self.recorder = Recorder(self)
 
+    def adjust_every(self, every):
+        self.settings = self.settings._replace(every=every)
+
     def arm(self):
         self.armed = True
         return True
