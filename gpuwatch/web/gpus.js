@@ -23,7 +23,7 @@ export class Gpus {
   update({ gpus, state, message }) {
     this.none.hidden = gpus.length > 0;
     say(this.none, gpus.length ? "" : `No GPU here: ${message || WHY[state] || state}`);
-    mark(this.cards, gpus.length === 1 ? "gpus one" : "gpus");
+    mark(this.cards, gpus.length === 1 ? "gpus one" : gpus.length % 4 === 0 ? "gpus fours" : "gpus");
     this.list.update(gpus);
   }
 
