@@ -87,7 +87,7 @@ def beside_a_busy_thread(one, steps):
 
 
 def whole_hook_set(steps):
-    """Microseconds that all hooks take in each step of a model of 150 tensors of 4 entries: the cost of a step, not of its bytes."""
+    """Microseconds that all hooks take in each step of 150 tensors of 4 entries: the cost of a step, not of its bytes."""
     parameters = [torch.nn.Parameter(torch.randn(4)) for _ in range(TENSORS)]
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
     hooks = Hooks(0.01)
