@@ -23,7 +23,7 @@ def registered(run, gpus):
 
 
 def test_an_xid_is_counted_on_its_gpu_with_its_time(sampled):
-    run = sampled([h100(0), h100(1)])
+    run = sampled([h100(0), h100(1)], dear_seconds=0.5)
     registered(run, 2)
     assert xids(run, 0) == xids(run, 1) == {}
     began = time.time()
@@ -43,7 +43,7 @@ def test_what_happened_before_we_listened_is_not_counted(sampled):
     """The driver tells nothing of it; nor do we make it up after a restart of the child."""
     gpu = h100()
     gpu.report(XID, 79)
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     registered(run, 1)
     gpu.report(XID, 31)
     run.fake.write()
@@ -53,12 +53,12 @@ def test_what_happened_before_we_listened_is_not_counted(sampled):
 
 def test_other_events_are_no_xids_and_wear_is_looked_at_at_once(sampled):
     gpu = h100()
-    run = sampled([gpu], slow_seconds=3600)
+    run = sampled([gpu], dear_seconds=0.5, slow_seconds=3600)
     registered(run, 1)
     gpu.report(CLOCKS, 1)
     gpu.get("nvmlDeviceGetTotalEccErrors:1:0", 3)
     run.fake.write()
-    run.turns(2.5)
+    run.turns(1.5)
     ecc = {"severity": "uncorrected", "lifetime": "volatile"}
     assert run.value(0, "ecc_errors_total", **ecc) == 0  # twin: without news of it, an hour may pass
     gpu.report(DOUBLE_BIT_ECC, 1)
@@ -68,7 +68,7 @@ def test_other_events_are_no_xids_and_wear_is_looked_at_at_once(sampled):
 
 
 def test_the_xid_of_a_gpu_that_falls_off_the_bus_is_told(sampled):
-    run = sampled([h100(0), h100(1)])
+    run = sampled([h100(0), h100(1)], dear_seconds=0.5)
     registered(run, 2)
     run.fake.gpus[0].report(XID, 79)
     run.fake.gpus[0].faults.append("error * 15")
@@ -89,7 +89,7 @@ def test_the_xid_of_a_gpu_that_falls_off_the_bus_is_told(sampled):
 
 def test_after_a_driver_reload_a_new_set_listens(sampled):
     gpu = h100()
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     registered(run, 1)
     run.fake.reload()
     run.until(lambda: run.gpus.nvml_reinits >= 1)
@@ -118,12 +118,12 @@ def test_a_gpu_that_two_children_know_is_counted_once(sampled, monkeypatch):
     run.fake.gpus[0].faults.clear()
     run.fake.write()
     run.until(lambda: xids(run, 1) == {"31": 1} and run.up(0, 1))
-    run.turns(2.5)
+    run.turns(1.5)
     assert xids(run, 1) == {"31": 1}
 
 
 def test_a_wait_that_hangs_stops_neither_sampling_nor_the_end(sampled):
-    run = sampled([h100()])
+    run = sampled([h100()], dear_seconds=0.5)
     (child,) = run.supervisor.child_pids()
     run.fake.faults.append("hang nvmlEventSetWait_v2")
     run.fake.write()
@@ -140,7 +140,7 @@ def test_a_wait_that_hangs_stops_neither_sampling_nor_the_end(sampled):
 
 def test_a_wait_that_hangs_when_a_new_session_is_due_gets_a_new_process(sampled):
     """NVML may not be shut down under a call of ours, so this process makes room for another one."""
-    run = sampled([h100(0), h100(1)])
+    run = sampled([h100(0), h100(1)], dear_seconds=0.5)
     (child,) = run.supervisor.child_pids()
     run.fake.faults.append("hang nvmlEventSetWait_v2")
     run.fake.write()
@@ -155,7 +155,7 @@ def test_a_wait_that_hangs_when_a_new_session_is_due_gets_a_new_process(sampled)
 def test_a_device_without_events_and_a_driver_without_the_call(sampled):
     gpu = h100()
     gpu.lines = [line for line in gpu.lines if not re.match("get nvmlDeviceGetSupportedEventTypes ", line)]
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     run.turns(1.2)
     assert "nvmlDeviceRegisterEvents" not in run.fake.calls()
     assert "nvmlEventSetWait_v2" not in run.fake.calls()  # nobody waits for nothing
@@ -163,7 +163,7 @@ def test_a_device_without_events_and_a_driver_without_the_call(sampled):
 
 
 def test_an_old_driver_has_no_event_sets(sampled):
-    run = sampled([h100()], hide=["nvmlEventSetWait_v2"])
+    run = sampled([h100()], hide=["nvmlEventSetWait_v2"], dear_seconds=0.5)
     run.turns(0.5)
     assert "nvmlEventSetCreate" not in run.fake.calls()
     assert run.up(0)
@@ -171,7 +171,7 @@ def test_an_old_driver_has_no_event_sets(sampled):
 
 def test_the_whole_gpu_counts_the_xids_of_its_mig_devices(sampled):
     gpu = mig_h100(slices=2)
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     registered(run, 1)
     gpu.report(XID, 94)
     run.fake.write()

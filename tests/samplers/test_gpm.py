@@ -19,19 +19,19 @@ def values(run, label=0):
 def test_the_four_ratios(sampled):
     gpu = h100()
     gpm(gpu, 73_500, 41_250, 62_000, 8_125)
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     run.until(lambda: None not in values(run))
     assert values(run) == pytest.approx([0.735, 0.4125, 0.62, 0.08125])
 
 
 def test_it_is_the_mean_of_the_interval_and_not_of_the_moment(sampled):
-    """Tensor cores busy for 0.3 of each second: a moment would say 0 or 1, the interval says 0.3."""
+    """Tensor cores busy for 0.3 of each half second: a moment would say 0 or 1, the interval says 0.3."""
     gpu = h100()
     gpm(gpu, 0, 0, 0, 0)
     gpu.lines = [line for line in gpu.lines if not line.startswith("get gpm:5 ")]
-    for second in range(60):
-        gpu.lines += [f"at {second} gpm:5 100000", f"at {second + 0.3} gpm:5 0"]
-    run = sampled([gpu])
+    for half in range(120):
+        gpu.lines += [f"at {half / 2} gpm:5 100000", f"at {half / 2 + 0.15} gpm:5 0"]
+    run = sampled([gpu], dear_seconds=0.5)
     seen = []
 
     def differs():
@@ -51,8 +51,8 @@ def test_unsupported_is_left_out_and_costs_nothing(sampled, how):
     if how == "the device":
         gpu.lines = [line for line in gpu.lines if not line.startswith("get gpm:")]
     hide = ["nvmlGpmSampleGet", "nvmlGpmQueryDeviceSupport"] if how == "the driver" else []
-    run = sampled([gpu], hide=hide, gpm=how != "the settings")
-    run.turns(2.5)
+    run = sampled([gpu], dear_seconds=0.5, hide=hide, gpm=how != "the settings")
+    run.turns(1.5)
     assert values(run) == [None] * 4
     calls = run.fake.calls()
     assert not {"nvmlGpmSampleAlloc", "nvmlGpmSampleGet", "nvmlGpmMetricsGet"} & calls.keys()
@@ -64,7 +64,7 @@ def test_a_metric_that_the_device_lacks_is_left_out_alone(sampled):
     gpu = h100()
     gpm(gpu, 10_000, 20_000, 30_000, 40_000)
     gpu.lines = [line for line in gpu.lines if not line.startswith("get gpm:5 ")]
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     run.until(lambda: run.value(0, "dram_active_ratio") is not None)
     assert values(run) == [0.1, 0.2, None, 0.4]
 
@@ -72,7 +72,7 @@ def test_a_metric_that_the_device_lacks_is_left_out_alone(sampled):
 def test_garbage_is_left_out(sampled):
     gpu = h100()
     gpm(gpu, 5_000_000, 100_400, 30_000, 40_000)  # 5,000 % and a little rounding
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     run.until(lambda: run.value(0, "dram_active_ratio") is not None)
     assert values(run) == [None, 1.0, 0.3, 0.4]
 
@@ -80,7 +80,7 @@ def test_garbage_is_left_out(sampled):
 def test_somebody_else_has_the_counters_for_a_while(sampled):
     gpu = h100()
     gpm(gpu, 10_000, 20_000, 30_000, 40_000)
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     run.until(lambda: None not in values(run))
     gpu.faults.append("error nvmlGpmSampleGet 19")  # in use
     run.fake.write()
@@ -95,7 +95,7 @@ def test_somebody_else_has_the_counters_for_a_while(sampled):
 def test_samples_are_given_back(sampled):
     """Two for each time that a GPU is opened; the library would keep them for as long as the process lives."""
     gpu = h100()
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     for times in range(1, 4):
         gpu.faults.append("error * 15")
         run.fake.write()
@@ -113,7 +113,7 @@ def test_each_mig_device_has_its_own_activity(sampled):
     gpu.lines = [line for line in gpu.lines if not line.startswith("get gpm:")]
     gpm(gpu.migs[0], 10_000, 20_000, 30_000, 40_000)
     gpm(gpu.migs[1], 50_000, 60_000, 70_000, 80_000)
-    run = sampled([gpu])
+    run = sampled([gpu], dear_seconds=0.5)
     run.until(lambda: None not in values(run, "0:0") + values(run, "0:1"))
     assert values(run, "0:0") == [0.1, 0.2, 0.3, 0.4]
     assert values(run, "0:1") == [0.5, 0.6, 0.7, 0.8]
