@@ -205,9 +205,6 @@ def main():
     }
     bench = Bench("attach", "Attaching to running jobs", options=options)
     measured = added(bench.options.add) if bench.options.add else measure(bench)
-    if bench.options.save:
-        tallies = [vars(tally) for tally in measured[0]]
-        bench.options.save.write_text(json.dumps({"tallies": tallies, "peers": measured[1]}))
     tallies, rows = measured
     if tallies:
         report(bench, tallies)
@@ -226,6 +223,12 @@ def added(files):
     return [Tally.added(found) for found in by_job.values() if found], [row for piece in pieces for row in piece["peers"]]
 
 
+def saved(file, tallies, rows):
+    """What there is so far: a run that is cut off keeps it."""
+    if file:
+        file.write_text(json.dumps({"tallies": [vars(tally) for tally in tallies], "peers": rows}))
+
+
 def measure(bench):
     """(tallies, rows of peers) of what the options ask for."""
     options, tallies, rows = bench.options, [], []
@@ -235,6 +238,7 @@ def measure(bench):
         for name in options.jobs if options.only != "peers" else ():
             tallies.append(tally := Tally(name))
             cycles(name, -(-total // len(options.jobs)), records, tally)
+            saved(options.save, tallies, rows)
             print(f"{name}: {tally.cycles} cycles, {tally.failures or 'no failure'}", file=sys.stderr, flush=True)
         site = next((options.peers / "lib").glob("python3*/site-packages"), None) if options.peers else None
         for peer in attach_peers.available(options.peers) if options.only != "cycles" else ():
@@ -242,6 +246,7 @@ def measure(bench):
                 rows.append(
                     peer_row(peer, PEER_JOBS, 1 if bench.quick else options.rounds, str(site) if site else None, Path(folder))
                 )
+                saved(options.save, tallies, rows)
                 print(f"{rows[-1]}", file=sys.stderr, flush=True)
     return tallies, rows
 
@@ -275,9 +280,14 @@ def report(bench, tallies):
         values = (tally.stopped, tally.first, tally.idle, tally.gaps, tally.detach_gaps)
         stop, record, still, attach, detach = (statistics.median(value) if value else float("nan") for value in values)
         counts = (tally.cycles, tally.crashed, tally.hung, len(tally.first), tally.queued)
-        rows.append((tally.job, *counts, stop / 1e3, record * 1e3, still * 1e3, attach * 1e3, detach * 1e3))
+        worst = [max(values, default=float("nan")) * 1e3 for values in (tally.idle, tally.gaps)]
+        rows.append((tally.job, *counts, stop / 1e3, record * 1e3, still * 1e3, attach * 1e3, detach * 1e3, *worst))
     columns = ("job", "cycles", "crashed", "hung", "first record", "queued", "stopped ms", "first record ms", "gap without ms")
-    bench.table("Each job (medians)", (*columns, "gap at attach ms", "gap at detach ms"), rows)
+    bench.table(
+        "Each job (medians; worst: of all cycles, ms)",
+        (*columns, "gap at attach ms", "gap at detach ms", "worst gap without", "worst at attach"),
+        rows,
+    )
 
 
 if __name__ == "__main__":
