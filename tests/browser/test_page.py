@@ -97,7 +97,7 @@ def test_a_runs_page_has_curves_layers_and_a_histogram(daemon, browse, train):
 def test_layers_sort_filter_and_are_marked_by_findings(daemon, browse, train):
     trainer = train(daemon)
     trainer.steps(2)
-    wait_until(lambda: asked(daemon, "api/layers?run=digits")["layers"])
+    wait_until(lambda: any(run["step"] == 2 for run in asked(daemon, "api/live")["runs"]))
     page = browse(home(daemon) + "#/run/digits")
     page.wait("document.querySelectorAll('button.layer').length === 3")
     names = "[...document.querySelectorAll('button.layer')].map((button) => button.textContent).join(' ')"
