@@ -22,7 +22,7 @@ _SIGNALS = {
     signal.SIGBUS: "crashed by SIGBUS",
     signal.SIGFPE: "crashed by SIGFPE",
 }
-_HINTS = {signal.SIGKILL: " (out of memory?)"}
+_HINTS: dict[int, str] = {signal.SIGKILL: " (out of memory?)"}
 #: A live run's file is replaced every two seconds while it steps; one that is older than this says how old it is.
 _FRESH_SECONDS = 10.0
 

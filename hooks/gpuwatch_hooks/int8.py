@@ -11,13 +11,12 @@ from . import untraced
 class Int8Result:
     """`speedup_ratio`: int8's forward passes a second over float32's; `error_ratio`: relative L2 difference of the outputs."""
 
-    def __init__(self, speedup_ratio, error_ratio, backend):
+    def __init__(self, speedup_ratio, error_ratio):
         self.speedup_ratio = speedup_ratio
         self.error_ratio = error_ratio
-        self.backend = backend
 
     def __repr__(self):
-        return "Int8Result(%.2fx, outputs %.2f %% off, %s)" % (self.speedup_ratio, 100 * self.error_ratio, self.backend)
+        return "Int8Result(%.2fx, outputs %.2f %% off)" % (self.speedup_ratio, 100 * self.error_ratio)
 
 
 def compare_int8(model, *inputs, rounds=20):
@@ -25,14 +24,14 @@ def compare_int8(model, *inputs, rounds=20):
 
     `model` (a torch.nn.Module with its weights in float32 on the CPU) is not touched: two copies of it run in eval mode,
     without gradients, alternately, `rounds` times. The result is recorded with the run for `gpuwatch advise`. Raises
-    ValueError for a model elsewhere, and ImportError where torch has no dynamic quantisation left and torchao is missing.
+    ValueError for a model elsewhere, and ImportError where torch has no dynamic quantisation any more.
     """
     import torch
 
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         raise ValueError("dynamic int8 runs on the CPU: give a copy of the model that is there")
     plain = copy.deepcopy(model).eval()
-    quantised, backend = _quantised(plain)
+    quantised = _quantised(plain)
     with torch.no_grad():
         expected, got = _flat(plain(*inputs)), _flat(quantised(*inputs))
         error = float((got - expected).norm() / expected.norm())
@@ -40,7 +39,7 @@ def compare_int8(model, *inputs, rounds=20):
         for _ in range(rounds):
             slow, fast = _seconds(plain, inputs), _seconds(quantised, inputs)
             ratios.append(slow / fast)
-    result = Int8Result(sorted(ratios)[len(ratios) // 2], error, backend)
+    result = Int8Result(sorted(ratios)[len(ratios) // 2], error)
     sessions.current().meta({"int8_speedup_ratio": result.speedup_ratio, "int8_output_error_ratio": result.error_ratio})
     return result
 
@@ -52,20 +51,12 @@ def _quantised(model):
     import torch
 
     try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-    except ImportError:
-        pass
-    else:
-        changed = copy.deepcopy(model)
-        quantize_(changed, Int8DynamicActivationInt8WeightConfig())
-        return changed, "torchao"
-    try:
         from torch.ao.quantization import quantize_dynamic
     except ImportError:
-        raise ImportError("this torch has no dynamic quantisation any more: install torchao") from None
+        raise ImportError("this torch has no dynamic quantisation any more; it has moved to the package torchao") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that torchao takes over
-        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8), "torch.ao"
+        return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 def _flat(output):
