@@ -38,6 +38,7 @@ def see_each_step_once(target, daemon, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kinds", [TORCH, FRAMEWORKS], ids=["torch", "frameworks"])
 def test_each_step_is_seen_once(kinds, launch, daemon, tmp_path):
     with (tmp_path / "stderr").open("w+") as said:
