@@ -411,7 +411,7 @@ def adam(*ratios: float):
     return lambda step: [rows(step, "second_moment", [ratios[0], 50.0, ratios[1], math.nan])]
 
 
-@pytest.mark.parametrize(("ratio", "severity"), [(3.0, "info"), (12.0, "warning")])
+@pytest.mark.parametrize(("ratio", "severity"), [(6.0, "info"), (12.0, "warning")])
 def test_gradients_that_have_outgrown_adams_second_moment(ratio: float, severity: str) -> None:
     sim = simulation()
     play(sim, 50, tables=adam(1.0, 0.9))

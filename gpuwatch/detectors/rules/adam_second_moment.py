@@ -10,7 +10,8 @@ the step. Loss spikes of large models come 1 to 8 steps after this.
 
 For weight matrices, some at each step that is measured: the norm of the gradient over the root of the sum of v, with Adam's
 own bias correction, once the tensor has made 20 steps. A measured step is bad when it is above `info_ratio` for some
-matrix; it opens when 3 of the last 5 are bad, as info, or as a warning from `warning_ratio` on.
+matrix; it opens when 3 of the last 5 are bad, as info, or as a warning from `warning_ratio` on. Steps whose loss is below 5 %
+of the first losses are fine: down there Adam is thrown up now and then, and returns.
 
 ## What to do
 
@@ -30,14 +31,15 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from gpuwatch.detectors.learned import Learned
 from gpuwatch.detectors.matrices import matrices
 from gpuwatch.detectors.rule import Positive, Quiet, Rule, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
 
 
 class Limits(Thresholds, frozen=True):
-    info_ratio: Annotated[Positive, Meta(description="gradient over the moment's root that is worth a note")] = 2.3
-    warning_ratio: Annotated[Positive, Meta(description="gradient over the moment's root that is a warning")] = 5.0
+    info_ratio: Annotated[Positive, Meta(description="gradient over the moment's root that is worth a note")] = 5.0
+    warning_ratio: Annotated[Positive, Meta(description="gradient over the moment's root that is a warning")] = 10.0
 
 
 class AdamSecondMoment(Rule[Limits]):
@@ -51,10 +53,12 @@ class AdamSecondMoment(Rule[Limits]):
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
+        self._learned = Learned()
         self._table_version = -1
         self._matrices: list[int] = []
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
+        converged = self._learned.has_nearly_all(self._learned.observe(sample))
         ratios = sample.column("second_moment", "norm")
         if ratios is None or not sample.applied:
             return Quiet.UNMEASURED
@@ -65,7 +69,7 @@ class AdamSecondMoment(Rule[Limits]):
             return Quiet.UNMEASURED
         worst = max(measured, key=ratios.__getitem__)
         ratio, limits = ratios[worst], self.thresholds
-        if ratio <= limits.info_ratio:
+        if ratio <= limits.info_ratio or converged:
             return Quiet.FINE
         severity = "warning" if ratio > limits.warning_ratio else "info"
         threshold = limits.warning_ratio if severity == "warning" else limits.info_ratio
