@@ -10,6 +10,8 @@ A kernel is a module with three functions; each takes the tensors that `dense.re
 sees gradients that still carry the loss scale. `threshold`: true magnitudes at or below it would be flushed to zero by
 fp16 at the present loss scale (float, 0-d tensor, or None when there is no loss scale and so no such question).
 
+A CUDA device may have a fused kernel besides (`selection.py`, `fused.py`), which does all three in one pass.
+
 On the CPU the results hold Python floats and are there at once. On a device they hold tensors that the readback brings to
 the host a step later; the training thread never waits for them.
 """
