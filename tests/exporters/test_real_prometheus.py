@@ -5,11 +5,13 @@ import time
 import pytest
 
 from gpuwatch.config import Config
+from gpuwatch.exporters import notifications
 from gpuwatch.exporters.catalogue import METRICS
 from gpuwatch.exporters.http import HttpServer
-from gpuwatch.exporters.pages import routes
+from gpuwatch.exporters.pages import Pages
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.state.records import Meta
 from gpuwatch.state.store import State
 from tests.exporters.job import Job
 from tests.exporters.node import fill
@@ -24,8 +26,9 @@ class Node:
     def __init__(self, folder):
         self.state, self.stats = State(str(folder / "runs")), SelfStats()
         self.stats.beat("intake")
-        self.exporter = Prometheus(with_layers(3), self.state, self.stats, "0.1.0", RULES)
-        pages = routes(self.state, self.stats, "0.1.0", self.exporter.serve)
+        self.stats.count(notifications.COUNTER, "webhook/sent")
+        self.exporter = Prometheus(with_layers(3, details=True), self.state, self.stats, "0.1.0", RULES)
+        pages = Pages(self.state, self.stats, "0.1.0").routes(self.exporter.serve)
         self.http = HttpServer(Config(), ("127.0.0.1", 0), pages)
         self.http.start()
         self.prometheus = PrometheusServer(self.http.url.removeprefix("http://"), folder)
@@ -62,6 +65,7 @@ def train(state):
             job.step(step)
         job.scalar('Accuracy/val "odd\\name"\n', 60, 0.75)
         job.scalar("NaN", 60, float("nan"))
+        job.control(Meta({"amp_speedup_ratio": 1.5, "amp_memory_saving_ratio": 0.25}))
         state.find(job.run, finding())
     fill(state, gpus=2, processes=3, ranks=pids, now_ns=time.monotonic_ns())
 
