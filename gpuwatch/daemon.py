@@ -23,7 +23,7 @@ from gpuwatch.exporters import http, listening, pages
 from gpuwatch.exporters.notifications import Notifications
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
-from gpuwatch.intake import listener
+from gpuwatch.intake import glances, listener
 from gpuwatch.intake.intake import Intake
 from gpuwatch.judge import Judge
 from gpuwatch.notify import Notifier
@@ -106,7 +106,7 @@ class Daemon:
             self.http.start()
         self._say_ready()
         while not signals.stop_asked:
-            self._dispatch(self._patience_seconds())
+            glances.wait(self._dispatch, self.intake.sessions.values(), self._patience_seconds())
             for component in self._turns:
                 component.run()
             if signals.take_reload():

@@ -2,6 +2,7 @@
 
 A wake-up of the daemon costs 0.15 ms and a ring holds seconds of most runs, so it is looked at as seldom as it allows. Its
 pace is what it was at its fastest lately: a loop that pauses, for validation or a checkpoint, goes on at once at full speed.
+What no past can tell, a slow run that is suddenly fast, is seen between two looks: see glances.py.
 """
 
 from __future__ import annotations
