@@ -128,12 +128,13 @@ class Keeper:
 
         wait_until(over, 30)
         time.sleep(1.0)  # judging is a tenth of a second behind
-        unjudged = sum(count for name, count in self._daemon.metrics().items() if "steps_not_judged" in name)
-        if unjudged:
-            raise RuntimeError(f"{unjudged:g} steps were not judged: this machine was too busy for the zoo")
         if self._daemon.end() != 0:
             raise RuntimeError(f"the daemon did not end well:\n{self._daemon.log.read_text()}")
-        steps = {run.run: run.step for run in self._daemon.runs().values()}
+        ended = self._daemon.runs().values()
+        lost = sum(sum(run.counters.dropped.values()) for run in ended)
+        if lost:
+            raise RuntimeError(f"{lost} records were lost: this machine was too busy for the zoo")
+        steps = {run.run: run.step for run in ended}
         return {name: Outcome(findings(self.runs / name), steps[name], self._seconds[name]) for name in sorted(names)}
 
 

@@ -12,6 +12,7 @@ from tests.zoo import score, table
 from tests.zoo.keeper import Outcome
 from tests.zoo.programs import PROGRAMS
 
+pytestmark = pytest.mark.timeout(240)
 ROOT = Path(__file__).resolve().parents[2]
 HEALTHY = ["mlp_sgd", "lstm_clipped", "gan_on_a_ring", "fp16_scaler_probing", "heavy_tailed_targets"]
 BROKEN = [
@@ -31,7 +32,7 @@ def document(tmp_path_factory):
     """What `python -m tests.zoo --json` says of these programs."""
     file = tmp_path_factory.mktemp("zoo") / "zoo.json"
     command = [sys.executable, "-m", "tests.zoo", "--check", "--json", str(file), "--only", *HEALTHY, *BROKEN]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=220, check=False)
     assert file.exists(), done.stderr
     found = json.loads(file.read_text())
     assert done.returncode == (1 if found["missed"] else 0)
