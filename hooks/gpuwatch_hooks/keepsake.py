@@ -20,51 +20,79 @@ class Keepsake:
     def __init__(self, modules, optimizers, scalers=(), weights=True):
         import torch
 
+        self._modules = list(modules)
         self._tensors = []  # (tensor, its copy)
         self._seen = set()
         # Without a step of an optimizer nothing but a scheduler moves its groups, and the scheduler is the job's.
         self._optimizers = [(optimizer, groups_of(optimizer)) for optimizer in optimizers if weights]
         self._states = []
-        self._scalers = []
         self.left_out = []
+        self._slots = _slots(self._modules)
         with torch.no_grad():
-            for tensor in _held(modules, optimizers) if weights else _buffers(modules):
+            for tensor in _held(self._modules, optimizers) if weights else _buffers(self._modules):
                 self._keep(tensor)
             for optimizer in optimizers if weights else ():
                 kept = {parameter: self._state(state) for parameter, state in optimizer.state.items()}
                 self._states.append((optimizer, kept))
-            for scaler in scalers:
-                self._scaler(scaler)
+            self._scalers = [_scaler(scaler) for scaler in scalers]
         self._random = _generators()
         self.size_bytes = sum(kept.numel() * kept.element_size() for _, kept in self._tensors)
-        if not any(True for _ in modules):
+        if not self._modules:
             self.left_out.append("buffers (no module was found): BatchNorm keeps the statistics of the test's batches")
+
+    def renew(self):
+        """Keep what stands now instead, in the same memory; for one without weights. False when the buffers are others now."""
+        import torch
+
+        slots = _slots(self._modules)
+        if [(id(owner), name, id(tensor)) for owner, name, tensor in slots] != [
+            (id(owner), name, id(tensor)) for owner, name, tensor in self._slots
+        ]:
+            return False
+        with torch.no_grad():
+            _copy([(kept, tensor) for tensor, kept in self._tensors])
+            self._scalers = [_scaler(scaler) for scaler, _, _ in self._scalers]
+        self._random = _generators()
+        return True
 
     def restore(self):
         """Put everything back as it was when this was made. Reads nothing from a device, so it never waits for one."""
         import torch
 
+        for owner, name, tensor in self._slots:
+            if owner._buffers.get(name) is not tensor:  # replaced instead of changed
+                owner._buffers[name] = tensor
         with torch.no_grad():
-            for tensor, kept in self._tensors:
-                tensor.copy_(kept)
+            _copy(self._tensors)
             for optimizer, kept in self._states:
                 for parameter in [p for p in optimizer.state if p not in kept]:
                     del optimizer.state[parameter]
                 for parameter, state in kept.items():
-                    own = optimizer.state[parameter]
+                    own = optimizer.state.setdefault(parameter, {})
                     own.clear()
                     own.update({name: _value(value) for name, value in state.items()})
             for optimizer, groups in self._optimizers:
                 put_groups_back(optimizer, groups)
-            for scaler, facts in self._scalers:
-                scaler.__dict__.update(facts)
-                _forget_overflow(scaler)
+        self.restore_scalers()
         _put_generators_back(self._random)
+
+    def restore_scalers(self):
+        """Those alone: the `update` behind a step moves them again."""
+        import torch
+
+        with torch.no_grad():
+            for scaler, facts, tensors in self._scalers:
+                scaler.__dict__.update(facts)
+                _copy(tensors)
+                for state in getattr(scaler, "_per_optimizer_states", {}).values():
+                    # Inside a step whose gradients had overflowed: the `update` that follows must not halve the scale for it.
+                    for found in state.get("found_inf_per_device", {}).values():
+                        found.zero_()
 
     def _keep(self, tensor):
         if id(tensor) not in self._seen:
             self._seen.add(id(tensor))
-            self._tensors.append((tensor, tensor.detach().clone()))
+            self._tensors.append(_kept(tensor))
 
     def _state(self, state):
         """One parameter's optimizer state: tensors by reference (their contents are kept), the rest copied."""
@@ -79,17 +107,49 @@ class Keepsake:
                 kept[name] = _Copied(value)
         return kept
 
-    def _scaler(self, scaler):
-        import torch
 
-        facts = {}
-        for name, value in scaler.__dict__.items():
-            if isinstance(value, torch.Tensor):
-                self._keep(value)
-                facts[name] = value
-            elif isinstance(value, (int, float, bool)) or value is None:
-                facts[name] = value
-        self._scalers.append((scaler, facts))
+def _kept(tensor):
+    """(tensor, a copy of it). Of one that repeats itself in memory (expand), the part that it repeats."""
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.layout is torch.strided:
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride())):
+            if stride == 0 and size > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor, tensor.clone()
+
+
+def _scaler(scaler):
+    """(a loss scaler, its attributes that are numbers or tensors, copies of those tensors)."""
+    import torch
+
+    facts = {
+        name: value
+        for name, value in scaler.__dict__.items()
+        if isinstance(value, (torch.Tensor, int, float, bool)) or value is None
+    }
+    return scaler, facts, [_kept(value) for value in facts.values() if isinstance(value, torch.Tensor)]
+
+
+def _copy(pairs):
+    """Each (target, source): one kernel for hundreds of small tensors where torch has it, since these copies are timed too."""
+    import torch
+
+    together = {}
+    for target, source in pairs:
+        if type(target) in (torch.Tensor, torch.nn.Parameter) and hasattr(torch, "_foreach_copy_"):
+            together.setdefault((target.device, target.dtype), []).append((target, source))
+        else:
+            target.copy_(source)
+    for group in together.values():
+        torch._foreach_copy_([target for target, _ in group], [source for _, source in group])
+
+
+def _slots(modules):
+    """[(module, name, tensor)] of all buffers, as they are held."""
+    owners = {id(owner): owner for module in modules for owner in module.modules()}
+    return [(owner, name, held) for owner in owners.values() for name, held in owner._buffers.items() if held is not None]
 
 
 class _Copied:
@@ -155,13 +215,6 @@ def put_groups_back(optimizer, groups):
                 own.copy_(value)  # a capturable optimizer's learning rate is read by its graph
             else:
                 group[name] = copy.copy(value)
-
-
-def _forget_overflow(scaler):
-    """Restored inside a step whose gradients had overflowed: the `update` that follows must not halve the scale for it."""
-    for state in getattr(scaler, "_per_optimizer_states", {}).values():
-        for found in state.get("found_inf_per_device", {}).values():
-            found.zero_()
 
 
 def _generators():

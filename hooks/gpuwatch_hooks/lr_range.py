@@ -56,7 +56,7 @@ class LrRange:
     # ------------------------------------------------------------------------------------------------------- probe
     def install(self, recorder):
         self._recorder = recorder
-        schedulers.hold(recorder.session.ledger, lambda: self._holding)
+        schedulers.hold(recorder.session.ledger, lambda _scheduler: self._holding)
 
     def before(self, part):
         """Set the rates of the step that is about to be taken."""

@@ -1,17 +1,40 @@
 """Learning-rate schedulers, held while steps are taken that the training is not to know of."""
 
+import weakref
+
+#: ledger -> (questions, kinds that are wrapped): one wrapper a kind, however many probes come and go.
+_held = weakref.WeakKeyDictionary()
+
 
 def hold(ledger, is_held):
-    """Let no scheduler take a step while `is_held()` is true: those of torch, and of the user's program so far."""
+    """Let no scheduler take a step while `is_held(scheduler)` is true: those of torch, and of the user's program so far.
+
+    Returns a function that ends it.
+    """
+    questions, wrapped = _held.setdefault(ledger, ([], set()))
 
     def held(original):
-        def step(*args, **kwargs):
-            return None if is_held() else original(*args, **kwargs)
+        def step(self, *args, **kwargs):
+            # Without a rate of its own it is being made: its first step belongs to that.
+            if hasattr(self, "_last_lr"):
+                answers = [asked(self) for asked in list(questions)]  # each is asked, since each may count
+                if any(answers):
+                    return None
+            return original(self, *args, **kwargs)
 
         return step
 
     for kind in _with_a_step():
-        ledger.wrap(kind, "step", held)
+        if kind not in wrapped:
+            wrapped.add(kind)
+            ledger.wrap(kind, "step", held)
+    questions.append(is_held)
+
+    def release():
+        if is_held in questions:
+            questions.remove(is_held)
+
+    return release
 
 
 def _with_a_step():

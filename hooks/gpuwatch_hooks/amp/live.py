@@ -11,9 +11,12 @@ import json
 import math
 import os
 import sys
+import weakref
 
-from .. import keepsake, notices, schedulers, wire
+from .. import identity, keepsake, notices, schedulers, wire
+from . import agreement, dry_run
 from .compare import Line, table
+from .dropping import Dropping
 from .plan import Plan
 from .stopwatch import Stopwatch
 from .switch import Switch
@@ -40,9 +43,14 @@ def wanted(environ=None):
 
 
 def begin(recorder, request):
-    """Let a running job be probed, unless it is already."""
-    if recorder is not None and not any(isinstance(probe, LiveProbe) for probe in recorder.probes):
-        recorder.admit(LiveProbe(request))
+    """Let a running job be probed. The answer to a second question while the first is open is that it is open."""
+    if recorder is None:
+        return
+    if any(isinstance(probe, LiveProbe) for probe in recorder.probes):
+        ticket = _whole(request, "ticket", 0, 0, 1 << 62)
+        recorder.session.meta({"amp_probe_failed": "another probe of it is under way", "amp_probe_ticket": ticket})
+        return
+    recorder.admit(LiveProbe(request))
 
 
 class RefusedError(Exception):
@@ -68,38 +76,37 @@ class LiveProbe:
         self._first_step = _whole(request, "first_step", FIRST_STEP, 0, 1 << 48)
         self._seed = _whole(request, "seed", 0, 0, 1 << 48)
         self._ticket = _whole(request, "ticket", 0, 0, 1 << 62)
-        self._switch = self._plan = self._watch = self._kept = None
+        self._switch = self._plan = self._watch = self._dropping = self._release = None
         self._looked = 0
+        self._observed = 0  # iterations before the plan
+        self._scheduled = weakref.WeakKeyDictionary()  # scheduler -> the last of them that it took a step in, and how many
         self._index = -1  # of the plan's step that is being taken
-        self._dropping = False
         self._holding = False
-        self._stashed = []  # (parameter, gradient) while an optimizer takes a step without
-        self._dropped = 0
+        self._trouble = None
         self._entries = {}
 
     def install(self, recorder):
         self._recorder = recorder
-        schedulers.hold(recorder.session.ledger, lambda: self._holding)
+        self._release = schedulers.hold(recorder.session.ledger, self._is_held)
 
     def remove(self):
-        """Everything of the job's is as the job has it."""
-        self._give_gradients_back()
-        self._holding = self._dropping = False
-        switch, self._switch = self._switch, None
-        if switch is not None:
-            switch.remove()
+        """Everything of the job's is as the job has it, from the end of a step that is under way. From any thread."""
+        self._holding = False
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+        if self._dropping is not None:
+            self._dropping.leave()
+        if self._switch is not None:
+            self._switch.remove()
 
-    def before(self, part):
-        """The gradients of a dropped step are hidden from its optimizer."""
-        self._holding = self._dropping
-        if self._dropping:
-            self._stashed += [(p, p.grad) for p in part.entry.parameters if p.grad is not None]
-            for parameter, _ in self._stashed:
-                parameter.grad = None
+    def before(self, _part):
+        """A scheduler's step behind a dropped step belongs to that."""
+        self._holding = self._drops()
 
     def after(self, part):
         """One optimizer has stepped; the probe moves on when the iteration is complete."""
-        self._give_gradients_back()
+        self._holding = self._drops()
         self._entries[part.entry.index] = part.entry
         if not part.complete:
             return
@@ -110,15 +117,39 @@ class LiveProbe:
         except Exception as error:
             self._fail(part, "%s: %s" % (type(error).__name__, str(error).partition("\n")[0][:200]))
 
+    def _drops(self):
+        return self._dropping is not None and self._dropping.on
+
+    def _is_held(self, scheduler):
+        """Those that step about once an iteration. One that steps once an epoch does so for dropped batches as for others."""
+        if self._plan is None:
+            last, count = self._scheduled.get(scheduler, (None, 0))
+            if last != self._observed:
+                self._scheduled[scheduler] = (self._observed, count + 1)
+            return False
+        return self._holding and 2 * self._scheduled.get(scheduler, (None, 0))[1] >= self._observed
+
+    def _opening(self):
+        """A training forward pass begins, inside the user's own call: whatever fails here must not fail there."""
+        try:
+            return self._dropping is None or self._dropping.opening()
+        except Exception as error:
+            self._trouble = "%s: %s" % (type(error).__name__, str(error).partition("\n")[0][:200])
+            return False
+
     # -------------------------------------------------------------------------------------------------- one after another
     def _advance(self, part):
         if self._plan is None:
+            self._observed += 1
             if part.step + LOOK_STEPS + 1 >= self._first_step:
                 self._look(part)
             return
         if self._index >= 0:
             self._watch.lap(self._index)
-            self._dropped += self._dropping
+        if self._dropping is not None:
+            self._dropping.ended()
+        if self._trouble is not None:
+            raise RefusedError(self._trouble)
         self._index += 1
         block = self._plan.block_of(self._index)
         if self._index % self._plan.block_steps == 0:
@@ -131,19 +162,13 @@ class LiveProbe:
 
     def _change(self, block):
         """A block ends and another one begins, or none does."""
-        if self._kept is not None:
-            self._kept.restore()
-            self._kept = None
-        self._dropping = False
-        if block is None:
-            self._switch.set(None)
-            return
-        variant = self._plan.variants[self._plan.order[block]]
-        foreign = variant != self._own
+        variant = None if block is None else self._plan.variants[self._plan.order[block]]
+        foreign = variant is not None and variant != self._own
         self._switch.set(variant if foreign else None)
-        if foreign and (self._drop or self._own == "float32"):
-            self._dropping = True
-            self._kept = keepsake.Keepsake(self._modules(), self._optimizers(), self._scalers(), weights=False)
+        if self._dropping is not None:
+            self._dropping.on = foreign
+        if block is None:
+            return
         if self._index == 0:
             self._watch.lap(None)
         self._watch.forget_peak()
@@ -151,30 +176,31 @@ class LiveProbe:
     def _look(self, part):
         """Ordinary steps first: how does this job call its model, and can it be probed?"""
         if self._switch is None:
+            if part.step >= self._first_step and identity.ranks()[1] > 1:
+                raise RefusedError("it heard too late of the step that all ranks were to begin at")
             modules = self._modules()
             if not modules:
                 raise RefusedError("no module was found that owns the optimizer's parameters")
-            if part.closure_calls:
+            if (part.closure_calls or 0) > 1 or any(type(one).__name__ == "LBFGS" for one in self._optimizers()):
                 raise RefusedError("the optimizer computes its gradients in a closure, several times a step")
             device = part.entry.parameters[0].device
             self._device = device
-            self._switch = Switch(modules, device.type, training_only=True)
+            self._switch = Switch(modules, device.type, training_only=True, opening=self._opening)
             self._switch.keep_call = True
             return
         self._looked += 1
         if self._looked < LOOK_STEPS or part.step + 1 < self._first_step:
             return
         call, self._switch.last_call, self._switch.keep_call = self._switch.last_call, None, False
-        if call is None:
-            raise RefusedError("the loop does not call the model's forward pass through the module that was found")
         used = wire.AUTOCAST_DTYPES[int(part.get("autocast_dtype") or 0)]
         self._own = used if used in ("float16", "bfloat16") else "float32"
         half = self._own if self._own != "float32" else self._chosen()
-        if self._own == "float32" or self._drop:
-            self._refuse_strange_optimizers()
-        if self._own != "float32":
-            self._refuse_too_large()
-        self._try(call, "float32" if self._own != "float32" else half)
+        drops = self._drop or self._own == "float32"
+        reason = agreement.reason_against(self._ticket, self._reason_against(call, half, drops))
+        if reason is not None:
+            raise RefusedError(reason)
+        if drops:
+            self._dropping = Dropping(self._modules(), self._optimizers(), self._scalers())
         self._plan = Plan(["float32", half], self._rounds, self._block_steps, self._seed)
         self._watch = Stopwatch(self._device)
         self._advance(part)
@@ -186,41 +212,33 @@ class LiveProbe:
             return self._dtype
         return "bfloat16" if self._device.type != "cuda" or torch.cuda.is_bf16_supported() else "float16"
 
-    def _refuse_strange_optimizers(self):
-        for optimizer in self._optimizers():
-            if not type(optimizer).__module__.startswith("torch.optim"):
-                text = "%s is none of torch's optimizers, and may not stand a step without gradients"
-                raise RefusedError(text % type(optimizer).__name__)
+    def _reason_against(self, call, half, drops):
+        """Why the steps that the plan has in mind would do harm, as a clause, or None."""
+        if call is None:
+            return "the loop does not call the model's forward pass through the module that was found"
+        if drops:
+            for optimizer in self._optimizers():
+                if not type(optimizer).__module__.startswith("torch.optim"):
+                    text = "%s is none of torch's optimizers, and may not stand a step without gradients"
+                    return text % type(optimizer).__name__
+        foreign = "float32" if self._own != "float32" else half
+        too_large = self._too_large() if foreign == "float32" else None
+        return too_large or dry_run.reason_against(call, self._switch, foreign, self._modules())
 
-    def _refuse_too_large(self):
+    def _too_large(self):
         """A float32 step may take twice what the half one took beyond weights and states; it must fit for certain."""
         if self._device.type != "cuda":
-            return
+            return None
         torch = sys.modules["torch"]
         static = keepsake.bytes_of(self._modules(), self._optimizers())
         peak = torch.cuda.max_memory_allocated(self._device)
         free, _ = torch.cuda.mem_get_info(self._device)
         ours = torch.cuda.memory_reserved(self._device)
         predicted = MEMORY_MARGIN * (static + 2 * max(0, peak - static))
-        if predicted > free + ours:
-            text = "a float32 step may take %.1f GiB, and %.1f GiB are there"
-            raise RefusedError(text % (predicted / 2**30, (free + ours) / 2**30))
-
-    def _try(self, call, variant):
-        """The last forward pass once more, in the other precision, with nothing left of it."""
-        torch = sys.modules["torch"]
-        module, args, kwargs = call
-        kept = keepsake.Keepsake(self._modules(), self._optimizers(), (), weights=False)
-        self._switch.set(variant)
-        try:
-            with torch.no_grad():
-                module(*args, **kwargs)
-        except Exception as error:
-            text = "its forward pass fails in %s (%s: %s)"
-            raise RefusedError(text % (variant, type(error).__name__, str(error).partition("\n")[0][:160])) from None
-        finally:
-            self._switch.set(None)
-            kept.restore()
+        if predicted <= free + ours:
+            return None
+        text = "a float32 step may take %.1f GiB, and %.1f GiB are there"
+        return text % (predicted / 2**30, (free + ours) / 2**30)
 
     # --------------------------------------------------------------------------------------------------------- results
     def _tell(self, part):
@@ -237,7 +255,7 @@ class LiveProbe:
             "amp_memory_saving_ratio": 1.0 - peak / base_peak,
             "amp_peak_bytes": peak,
             "amp_base_peak_bytes": base_peak,
-            "amp_probe_dropped_batches": self._dropped,
+            "amp_probe_dropped_batches": self._dropping.count if self._dropping is not None else 0,
             "amp_probe_failed": "",
             "amp_probe_ticket": self._ticket,
         }
@@ -254,9 +272,8 @@ class LiveProbe:
         session = self._recorder.session
         session.meta({"amp_probe_failed": reason, "amp_probe_ticket": self._ticket})
         session.event("notice", part.step, 0.0, "no AMP probe: %s" % reason)
-        if self._kept is not None:
-            self._kept.restore()
-            self._kept = None
+        if self._dropping is not None:
+            self._dropping.ended()
         self._leave()
 
     def _leave(self):
@@ -264,12 +281,6 @@ class LiveProbe:
         self._recorder.dismiss(self)
 
     # ---------------------------------------------------------------------------------------------------------- the job
-    def _give_gradients_back(self):
-        stashed, self._stashed = self._stashed, []
-        for parameter, gradient in stashed:
-            if parameter.grad is None:
-                parameter.grad = gradient
-
     def _modules(self):
         found = {}
         for entry in self._entries.values():

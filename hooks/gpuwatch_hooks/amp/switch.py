@@ -4,9 +4,12 @@ The region is inside whatever region the job itself has open, and so decides. Wh
 because of us is given back in float32, as the job's loss expects from a model in float32.
 """
 
+import contextlib
 import sys
+import threading
 
 from .. import untraced
+from .outputs import in_float32
 
 #: name -> (dtype of torch by name, or None: no autocast; whether TF32 may be used)
 VARIANTS = {
@@ -17,31 +20,69 @@ VARIANTS = {
 }
 
 
-class Switch:
-    """Puts the forward passes of `modules` under `variant` (a key of VARIANTS; None: as the job has it). `remove` it."""
+class _Hook:
+    """What stands in a module's tables. A copy of the module (an average of its weights, a file) gets one that does nothing.
 
-    def __init__(self, modules, device_type, training_only=False):
+    What the copy gets is of the standard library, so that it can be loaded where we are not.
+    """
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, *args):
+        return self._function(*args)
+
+    def __reduce__(self):
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+untraced.hide(_Hook.__call__)
+
+
+class _Region:
+    """An outermost forward pass that is under way: its autocast region or None, and the frame of the module's call."""
+
+    def __init__(self, frame):
+        self.frame = frame
+        self.depth = 0  # modules of ours inside the outermost one
+        self.autocast = None
+        self.inside = False  # another region, opened by the job, which will close it itself
+
+
+class Switch:
+    """Puts the forward passes of `modules` under `variant` (a key of VARIANTS; None: as the job has it). `remove` it.
+
+    `opening()` is called before each outermost forward pass in train mode and says whether the region may be opened.
+    """
+
+    def __init__(self, modules, device_type, training_only=False, opening=None):
         self.variant = None
         self.forwards = 0  # outermost calls seen
         self.last_call = None  # (module, args, kwargs) of the last one, while `keep_call` is set
         self.keep_call = False
         self._device_type = device_type
         self._training_only = training_only  # a validation pass in between is none of ours
-        self._regions = []
+        self._opening = opening
+        self._mine = threading.local()  # autocast is a thread's own, and DataParallel calls replicas in threads
+        self._open = []  # regions of all threads
+        self._over = False
         self._tf32 = None
         self._handles = []
-        entering = untraced.hide(lambda module, args, kwargs: self._entering(module, args, kwargs))  # noqa: PLW0108 - a method takes no mark
-        leaving = untraced.hide(lambda _module, _args, output: self._leaving(output))
         for module in modules:
-            self._handles.append(module.register_forward_pre_hook(entering, prepend=True, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(leaving, always_call=True))
+            self._handles.append(module.register_forward_pre_hook(_Hook(self._entering), prepend=True, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(_Hook(self._leaving), always_call=True))
 
     def remove(self):
-        """Take the hooks out, and TF32 back to what it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Take the hooks out, and TF32 back. From any thread: a forward pass that is under way closes its region first."""
+        self._over = True
+        if not self._open:
+            self._take_out()
         self.set(None)
+
+    def _take_out(self):
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
 
     def set(self, variant):
         """Switch, between two steps."""
@@ -71,39 +112,70 @@ class Switch:
             return torch.autocast(self._device_type, enabled=False)
         return torch.autocast(self._device_type, dtype=getattr(torch, name))
 
-    def _entering(self, module, args, kwargs):
-        if self._regions:
-            self._regions.append(None)  # a module of ours inside a module of ours
+    def _entering(self, module, args, kwargs=None):  # a table that changes meanwhile makes torch leave kwargs out
+        current = getattr(self._mine, "region", None)
+        if current is not None:
+            if _is_running(current.frame):
+                current.depth += 1
+                return
+            self._abandon(current)  # Ctrl-C in the middle of a forward pass: torch calls no hook behind it
+        region = self._mine.region = _Region(sys._getframe(2))
+        self._open.append(region)
+        if self._over:  # read behind the append: `remove` looks at them in the other order
+            self._close(region)
             return
         self.forwards += 1
         if self.keep_call:
-            self.last_call = (module, args, kwargs)
-        region = None
-        if self.variant is not None and (module.training or not self._training_only):
-            region = self.region(self.variant)
-            region.__enter__()
-        self._regions.append(region or False)
+            self.last_call = (module, args, kwargs or {})
+        training = module.training or not self._training_only
+        may = self._opening() if self._opening is not None and training else True
+        if self.variant is not None and training and may:
+            region.inside = _nesting() > 0
+            region.autocast = self.region(self.variant)
+            region.autocast.__enter__()
 
-    def _leaving(self, output):
-        region = self._regions.pop() if self._regions else None
-        if not region:
+    def _leaving(self, _module, _args, output):
+        region = getattr(self._mine, "region", None)
+        if region is None:
             return None
-        region.__exit__(None, None, None)
-        return in_float32(output) if VARIANTS[self.variant or "float32"][0] else None
+        if region.depth:
+            region.depth -= 1
+            return None
+        variant = self.variant
+        autocast = region.autocast
+        if autocast is not None:
+            autocast.__exit__(None, None, None)
+        self._close(region)
+        return in_float32(output) if autocast is not None and VARIANTS[variant or "float32"][0] else None
+
+    def _abandon(self, region):
+        """The region of a forward pass that an exception like KeyboardInterrupt has ended."""
+        torch = sys.modules["torch"]
+        if region.autocast is not None and not region.inside:
+            region.autocast.__exit__(None, None, None)
+        elif region.autocast is not None:
+            torch.autocast_decrement_nesting()  # the job's own region has put everything else back already
+            torch.clear_autocast_cache()
+        self._close(region)
+
+    def _close(self, region):
+        self._mine.region = None
+        self._open.remove(region)
+        if self._over and not self._open:
+            self._take_out()
 
 
-def in_float32(value):
-    """`value` with each float16 and bfloat16 tensor in it as float32; tuples, lists and dicts keep their kind."""
+def _nesting():
+    """How many autocast regions this thread is in."""
     torch = sys.modules["torch"]
-    if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    if isinstance(value, dict):
-        for key in list(value):
-            value[key] = in_float32(value[key])
-        return value
-    if isinstance(value, tuple):
-        parts = [in_float32(part) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if isinstance(value, list):
-        return [in_float32(part) for part in value]
-    return value
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _is_running(wanted):
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame is wanted:
+            return True
+        frame = frame.f_back
+    return False

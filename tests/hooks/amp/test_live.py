@@ -92,7 +92,7 @@ for number in range(30):
 @pytest.mark.parametrize(
     ("optimizer", "call", "why"),
     [
-        ("SGD", "model", "its forward pass fails in bfloat16 (TypeError: this kernel knows float32 only)"),
+        ("SGD", "model", "its forward or backward pass fails in bfloat16 (TypeError: this kernel knows float32 only)"),
         ("SGD", "model.forward", "does not call the model's forward pass"),
         ("LBFGS", "model", "computes its gradients in a closure"),
     ],
