@@ -51,6 +51,7 @@ _LAST = 3
 _TRAINING_STEPS = 200
 _KEPT_STEPS = 4096
 _MAX_TAGS = 500
+_MAX_WAITING = 1000
 
 
 class Limits(Thresholds, frozen=True):
@@ -89,6 +90,7 @@ class Overfitting(Rule[Limits]):
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._tags: dict[str, _Evaluations] = {}
+        self._waiting: deque[Scalar] = deque(maxlen=_MAX_WAITING)  # logged after the last step that was judged
         self._losses: deque[tuple[int, int, float]] = deque(maxlen=_KEPT_STEPS)  # CLOCK_MONOTONIC ns, step, training loss
 
     def judge(self, sample: Sample) -> Verdict | Quiet:
@@ -96,8 +98,10 @@ class Overfitting(Rule[Limits]):
         if loss is not None and sample.applied:
             self._losses.append((sample.step.monotonic_ns, sample.number, loss))
         judgement: Verdict | Quiet = Quiet.UNMEASURED
-        for scalar in sample.logged:
-            found = self._take(sample, scalar)
+        # On a busy machine scalars overtake the steps that they were logged after: they wait for them.
+        self._waiting.extend(sample.logged)
+        while self._waiting and self._waiting[0].monotonic_ns <= sample.step.monotonic_ns:
+            found = self._take(sample, self._waiting.popleft())
             if isinstance(found, Verdict) or judgement is Quiet.UNMEASURED:
                 judgement = found
         return judgement
