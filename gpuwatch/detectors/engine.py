@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,7 @@ class Engine:
         watch = self._watches.get(run.directory)
         if watch is None:
             watch = self._watches[run.directory] = Watch([rule(settings) for rule, settings in self._rules])
+            watch.recall(run)
         return watch
 
 
@@ -71,9 +73,25 @@ class Watch:
         self._previous_ns = 0
         self._logged_count = 0
         self._faults: dict[str, int] = {}
+        self._recalled = False
+
+    def recall(self, run: Run) -> None:
+        """Show the rules how a run began that a daemon before us has watched; what they say to it was said then.
+
+        What they took for normal there is forgotten with the next step, which begins another regime.
+        """
+        for step in run.first_steps:
+            sample = Sample(step, run.tensors)
+            sample.loss_level = self._loss_level
+            for rule, _ in self._rules:
+                with contextlib.suppress(Exception):
+                    rule.judge(sample)
+            self._recalled = True
 
     def observe(self, run: Run, step: Step, faults: dict[str, int]) -> list[Finding]:
-        sample = Sample(step, run.tensors, run.counters.dropped, new_regime=self._regime.observe(step))
+        new_regime = self._regime.observe(step) or self._recalled
+        self._recalled = False
+        sample = Sample(step, run.tensors, run.counters.dropped, new_regime=new_regime)
         sample.rate_jump, sample.loss_level = self._regime.jump, self._loss_level
         sample.facts, sample.events = run.facts, run.events
         if run.logged_count != self._logged_count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from gpuwatch.state import summary, trouble
+from gpuwatch.state import beginning, summary, trouble
 from gpuwatch.state.findings import Finding, FindingBook
 from gpuwatch.state.frames import Frame
 from gpuwatch.state.identity import ourselves
@@ -83,6 +83,7 @@ def resume(run: Run, data: bytes, findings: FindingBook) -> None:
                 journal.mark_durable(entry.frame.ring_id, entry.frame.sequence, entry.frame.is_control)
     finally:
         reader.close()
+    run.first_steps = [step for step in beginning.first_steps(journal.directory_fd) if step.step <= run.last_step]
 
 
 def _restore(run: Run, known: RunSummary, journal: JournalWriter, findings: FindingBook) -> Position:

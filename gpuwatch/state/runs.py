@@ -71,6 +71,7 @@ class Run:
         self.events: list[Event] = []  # the last MAX_EVENTS
         self.windows = {name: Window(WINDOW_POINTS) for name in (*WINDOWED, LEARNING_RATE)}
         self.merger = StepMerger()
+        self.first_steps: list[Step] = []  # the run's first ones, where it began under a daemon before us
         self.journal: JournalWriter | None = None
         self.kept_step = 0  # the last step that the journal holds
         self.checkpoint: Checkpoint | None = None  # the last one that run.json was given
