@@ -9,6 +9,7 @@ import msgspec
 
 from gpuwatch.detectors.rule import AnyRule, Thresholds
 from gpuwatch.detectors.rules.adam_second_moment import AdamSecondMoment
+from gpuwatch.detectors.rules.amp_no_speedup import AmpNoSpeedup
 from gpuwatch.detectors.rules.amp_skip_rate import AmpSkipRate
 from gpuwatch.detectors.rules.amp_underflow import AmpUnderflow
 from gpuwatch.detectors.rules.amp_unused import AmpUnused
@@ -69,6 +70,7 @@ RULES: tuple[type[AnyRule[Any]], ...] = (
     AmpSkipRate,
     AmpUnderflow,
     UnscaledClipping,
+    AmpNoSpeedup,
     AmpUnused,
     GradientsNotZeroed,
     EvalModeTraining,

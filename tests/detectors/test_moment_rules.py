@@ -450,6 +450,30 @@ def test_tensor_cores_that_work_or_need_not(around: Around, gpu: dict, precision
     assert around.simulation.opened == []
 
 
+def test_autocast_that_was_measured_to_bring_nothing(around: Around) -> None:
+    facts = {"precision": "bf16", "amp_speedup_ratio": 0.98, "amp_speedup_high": 1.01, "amp_memory_saving_ratio": 0.4}
+    around.play(5, facts=facts)
+    finding = around.only("amp_no_speedup")
+    assert (finding.severity, finding.value) == ("info", 1.01)
+    assert "saves 40% of the memory" in finding.summary
+    around.play(60, facts={**facts, "amp_speedup_ratio": 1.4, "amp_speedup_high": 1.5})
+    assert finding.state == "closed"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"precision": "bf16", "amp_speedup_ratio": 1.02, "amp_speedup_high": 1.2},
+        {"precision": "fp32", "amp_speedup_ratio": 0.9, "amp_speedup_high": 0.95},
+        {"precision": "bf16"},
+        {"precision": "bf16", "amp_speedup_ratio": "", "amp_speedup_high": 0.5},
+    ],
+)
+def test_autocast_that_helps_may_help_is_not_used_or_was_not_measured(around: Around, facts: dict) -> None:
+    around.play(20, facts=facts)
+    assert around.simulation.opened == []
+
+
 def test_a_gpu_without_tensor_cores_or_without_gpm_says_nothing(around: Around) -> None:
     del around.gpu["tensor_active_ratio", ()]
     around.play(200, facts={"precision": "fp32"})
