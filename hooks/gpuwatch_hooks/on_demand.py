@@ -9,13 +9,16 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 
-from . import wire
+from . import pending, wire
 
 MAX_TRACE_STEPS = 100
-#: A trace ends at the step after this much time, however many steps were asked for.
+#: A trace ends after this much time, however many steps were asked for: a validation pass in between is recorded too.
 MAX_TRACE_SECONDS = 60.0
+#: How long somebody who takes the hooks out waits for the training thread, on which alone a profiler can be stopped.
+LEAVE_SECONDS = 5.0
 SNAPSHOT_TAG = "out_of_memory"
 
 
@@ -50,7 +53,8 @@ class Trace:
     def __init__(self, steps, ticket):
         self._steps = steps
         self._ticket = ticket
-        self._profiler = None
+        self._profiler = self._timer = self._thread = None
+        self._over = False
         self._taken = 0
         self._began = 0.0
 
@@ -58,20 +62,48 @@ class Trace:
         self._recorder = recorder
 
     def after(self, part):
-        if not part.complete:
+        if not part.complete or self._over:
             return
         try:
             self._advance(part)
         except Exception as error:
             self._profiler = None
-            self._recorder.dismiss(self)
+            self._finish()
             refuse(self._recorder.session, self._ticket, "%s: %s" % (type(error).__name__, str(error).partition("\n")[0][:200]))
 
     def remove(self):
         """The hooks leave while a trace is being taken: stop the profiler, drop what it has."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._profiler is not None:
+            self._stop()
+            refuse(self._recorder.session, self._ticket, "the hooks were taken out meanwhile")
+
+    def _stop(self):
+        """Torch's profiler is its thread's own: stopped on another one it would record on, and fill memory, for ever."""
+        if self._recorder.on_training_thread():
+            self._take_and_stop()
+        elif self._thread == threading.main_thread().ident:
+            pending.call(self._take_and_stop, LEAVE_SECONDS)
+
+    def _take_and_stop(self):
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()
+
+    def _out_of_time(self):
+        """On the timer's thread: no step has ended for so long that the profiler only fills the job's memory."""
+        self._stop()
+        if self._profiler is None and not self._over:
+            self._finish()
+            refuse(self._recorder.session, self._ticket, "no step ended within %g s: the trace was dropped" % MAX_TRACE_SECONDS)
+
+    def _finish(self):
+        self._over = True
+        self._recorder.dismiss(self)
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _advance(self, part):
         torch = sys.modules["torch"]
@@ -85,14 +117,18 @@ class Trace:
                 activities.append(profiler.ProfilerActivity.CUDA)
             self._profiler = profiler.profile(activities=activities)
             self._profiler.start()
+            self._thread = threading.get_ident()
             self._began = time.monotonic()
+            self._timer = threading.Timer(MAX_TRACE_SECONDS, self._out_of_time)
+            self._timer.daemon = True
+            self._timer.start()
             return
         self._taken += 1
         if self._taken < self._steps and time.monotonic() - self._began < MAX_TRACE_SECONDS:
             return
         done, self._profiler = self._profiler, None
         done.stop()  # waits for the device; on this thread, where the profiler was started
-        self._recorder.dismiss(self)
+        self._finish()
         session, ticket = self._recorder.session, self._ticket
         session.media("trace", str(ticket), part.step, (self._taken,), lambda: packed_trace(session, ticket, done))
 

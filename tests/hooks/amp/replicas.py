@@ -1,4 +1,4 @@
-"""Two replicas that train in float32 under torchrun; "one_fails": rank 1's model knows float32 only. Prints whether they agree."""
+"""Two replicas that train in float32 under torchrun; with "one_fails" rank 1 knows float32 only. Prints whether they agree."""
 
 import sys
 
