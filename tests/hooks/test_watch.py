@@ -1,6 +1,7 @@
 """`watch`: the hooks by hand, names for layers, and a way out."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -221,7 +222,10 @@ def test_without_a_daemon_there_is_one_line_and_the_same_loss(socket_path):
 def test_a_forked_child_records_nothing(make_daemon, socket_path):
     daemon = make_daemon()
     watched = run(socket_path, "watch", "fork")
-    assert (watched.returncode, watched.stderr) == (0, "")
+    assert watched.returncode == 0
+    assert re.fullmatch(r"gpuwatch: process \d+ was forked from one that is recorded, .*\n", watched.stderr), (
+        "once, and no more"
+    )
     assert len(daemon.hellos) == 1
     assert daemon.scalars() == []
     wait_for(lambda: daemon.of("bye"))
