@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from gpuwatch.advice.station import ESTIMATE, Gain, Station, Subject, phase_shares
+from gpuwatch.advice.station import ESTIMATE, Gain, Station, Subject, head_room, phase_shares
 
 _WORTH_OPTIMIZER_RATIO = 0.15
 #: Gradient norms of successive steps that scatter this much say that the batch is small for the problem.
@@ -21,6 +21,8 @@ def accumulation(subject: Subject) -> Station:
         evidence.append(f"{usual:g} micro-batch{'' if usual == 1 else 'es'} an update.")
     if usual is not None and usual > 1:
         return Station("gradient accumulation", "done", tuple(evidence))
+    if room := head_room(past):
+        evidence.append(room)
     share = phase_shares(past).get("optimizer", 0.0)
     norms = [value for value in past.values("grad_norm") if 0.0 < value < float("inf")][-200:]
     scatter = statistics.pstdev(norms) / statistics.fmean(norms) if len(norms) > 20 else None

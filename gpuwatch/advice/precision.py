@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 
-from gpuwatch.advice.station import ESTIMATE, MEASURED, Gain, Station, Subject, phase_shares
+from gpuwatch.advice.station import ESTIMATE, MEASURED, Gain, Station, Subject, head_room, phase_shares
 
 #: Share of gradient entries lost to fp16's range above which layers stop learning; as the amp_underflow rule has it.
 _UNDERFLOW_RATIO = 0.05
 _WORTH_RATIO = 1.05
+#: Major compute capability.
+_TENSOR_CORES_SINCE = 7
 _HALF = ("float16", "bfloat16", "fp16", "bf16", "16-mixed", "bf16-mixed")
 
 
@@ -33,6 +35,13 @@ def mixed_precision(subject: Subject) -> Station:
     if not subject.on_gpu:
         evidence.append("On a CPU autocast pays only where it computes in bfloat16 itself (AMX, AVX512-BF16).")
         return Station("mixed precision", "unknown", tuple(evidence), _MEASURE)
+    if room := head_room(past):
+        evidence.append(room)
+    capability = str(past.facts.get("device_compute_capability", ""))
+    if capability.partition(".")[0].isdigit() and int(capability.partition(".")[0]) < _TENSOR_CORES_SINCE:
+        evidence.append(
+            f"A device of compute capability {capability} has no tensor cores: it would save memory and little time."
+        )
     bound = f"at most {1 / (1 - compute / 2):.2f}x if forward and backward took half as long" if compute else ""
     gain = Gain(bound, ESTIMATE) if bound else None
     return Station("mixed precision", "next", tuple(evidence), f"{_ADVICE} {_MEASURE}", gain)

@@ -42,6 +42,15 @@ class Subject(msgspec.Struct, frozen=True):
         return self.device.startswith("cuda")
 
 
+def head_room(past: Past) -> str:
+    """How much of the device's memory training has used at most, as a sentence; empty where that is not known."""
+    whole, name = past.facts.get("device_memory_bytes"), past.facts.get("device_name")
+    peaks = [value for value in past.values("torch_allocated_peak_bytes") if value > 0.0]
+    if not peaks or not isinstance(whole, int | float) or whole <= 0:
+        return ""
+    return f"Tensors took {max(peaks) / 2**30:.1f} of the {whole / 2**30:.0f} GiB of {name} ({max(peaks) / whole:.0%})."
+
+
 def phase_shares(past: Past) -> dict[str, float]:
     """Share of the recorded step time in each phase, 0 to 1; empty when phases were not measured."""
     totals = {

@@ -13,7 +13,7 @@ from gpuwatch.cli import recorded
 from gpuwatch.cli.reading import past_of
 from gpuwatch.cli.terminal import dim, paint
 from gpuwatch.history import comparison
-from gpuwatch.history.measures import Measures, measure
+from gpuwatch.history.measures import measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,18 +42,23 @@ def command(runs: tuple[str, ...], logdir: Path | None, as_json: bool, as_markdo
     if as_json and as_markdown:
         raise click.UsageError("--json and --markdown exclude each other")
     place = recorded.log_directory(logdir)
-    rows = comparison.compare([_measured(name, place) for name in runs])
+    found = [recorded.find(name, place) for name in runs]
+    rows = comparison.compare([(ranks[0].summary.run, measure(past_of(ranks[0]))) for ranks in found])
     if as_json:
         click.echo(json.dumps([_facts(row) for row in rows], indent=2))
     elif as_markdown:
         click.echo(comparison.markdown(rows), nl=False)
     else:
         _show(rows)
+    several = [
+        f"{ranks[0].summary.run} by rank {ranks[0].summary.rank} of {_size(ranks)}" for ranks in found if _size(ranks) > 1
+    ]
+    if several and not as_json:
+        click.echo(f"Runs of several ranks are shown by one: {', '.join(several)}", err=as_markdown)
 
 
-def _measured(name: str, place: Path) -> tuple[str, Measures]:
-    first = recorded.find(name, place)[0]
-    return first.summary.run, measure(past_of(first))
+def _size(ranks: list[recorded.Recorded]) -> int:
+    return len({process.summary.rank for process in ranks})
 
 
 def _facts(row: Row) -> dict[str, object]:

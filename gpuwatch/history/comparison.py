@@ -56,6 +56,11 @@ def _mebibytes(value: float | None) -> str:
     return "" if value is None else f"{value / (1 << 20):,.0f} MiB"
 
 
+def _process_memory(measured: Measures) -> str:
+    """The process's own peak, libraries and all, where there is no device allocator to ask; nobody's saving follows from it."""
+    return _mebibytes(measured.peak_resident_bytes) if measured.peak_memory_bytes is None else ""
+
+
 def _points(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f} points"
 
@@ -79,6 +84,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "it/s": lambda row: _speed(row.measures.steps_per_second),
     "speed-up": lambda row: "" if row.speedup_ratio is None else f"{row.speedup_ratio:.2f}x",
     "peak memory": lambda row: _mebibytes(row.measures.peak_memory_bytes),
+    "process memory": lambda row: _process_memory(row.measures),
     "saved": lambda row: _percent(row.memory_saving_ratio),
     "findings": lambda row: ", ".join(row.measures.findings) or "none",
 }
@@ -94,7 +100,8 @@ def table(rows: list[Row]) -> list[list[str]]:
 def markdown(rows: list[Row]) -> str:
     """The table as GitHub and TensorBoard draw it. Pipes in names would end their cells, and are escaped."""
     heading, *lines = table(rows)
-    numeric = {"steps", "it/s", "speed-up", "peak memory", "saved", "accuracy gap", "train accuracy", "validation accuracy"}
+    numeric = {"steps", "it/s", "speed-up", "peak memory", "process memory", "saved"}
+    numeric |= {"accuracy gap", "train accuracy", "validation accuracy"}
     rule = ["---:" if name in numeric else "---" for name in heading]
     return "".join(
         f"| {' | '.join(cell.replace('|', '&#124;') or '-' for cell in line)} |\n" for line in [heading, rule, *lines]

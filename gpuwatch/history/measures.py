@@ -32,6 +32,7 @@ class Measures(msgspec.Struct, frozen=True):
     steps_per_second: float | None  # 1 / median step time after warm-up
     step_seconds_quartiles: tuple[float, float] | None
     peak_memory_bytes: float | None  # torch's allocator; None on a CPU
+    peak_resident_bytes: float | None  # of the whole process on the host, told at its end
     precision: str
     batch: str
     train_loss: Level | None
@@ -64,14 +65,15 @@ def measure(past: Past) -> Measures:
     peaks = [value for value in past.values("torch_allocated_peak_bytes") if value > 0.0]
     rules = dict.fromkeys(finding.rule for finding in sorted(past.findings, key=lambda finding: finding.first_step))
     levels = _levels(past)
-    speedup = past.facts.get("amp_speedup_ratio")
+    speedup, resident = past.facts.get("amp_speedup_ratio"), past.facts.get("peak_resident_bytes")
     return Measures(
         steps=past.steps[-1] if past.steps else 0,
         steps_per_second=1.0 / statistics.median(took) if took else None,
         step_seconds_quartiles=(quartiles[0], quartiles[2]) if quartiles else None,
         peak_memory_bytes=max(peaks, default=None),
+        peak_resident_bytes=float(resident) if isinstance(resident, int | float) else None,
         precision=_precision(past),
-        batch=str(past.facts.get("batch_size", past.facts.get("per_device_train_batch_size", ""))),
+        batch=str(past.facts.get("per_device_train_batch_size", past.facts.get("batch_size", ""))),
         train_loss=levels.get((scalar_tags.TRAIN, "loss")) or _recorded_loss(past),
         validation_loss=levels.get((scalar_tags.VALIDATION, "loss")),
         train_accuracy=levels.get((scalar_tags.TRAIN, "accuracy")),

@@ -7,7 +7,7 @@ _waiting = []  # ctypes objects must live until they have been called
 
 
 def call(function, patience_seconds):
-    """Whether `function`, which must not raise, has run in the main thread by then: one that is inside C code is not reached."""
+    """Whether `function`, which must not raise, has run in the main thread by then; inside C code it is not reached."""
     import ctypes
 
     done = threading.Event()

@@ -109,6 +109,16 @@ class Recorder:
             self._publish()
             if self._waiting:
                 time.sleep(0.002)
+        self.session.guard.run("flush", self._tell_resident)
+
+    def _tell_resident(self):
+        """The most memory that this process has held, for `gpuwatch compare`. VmHWM: ru_maxrss begins with the parent's."""
+        if not self.session.armed:
+            return
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            peak = next((line.split() for line in file if line.startswith("VmHWM:")), None)
+        if peak is not None:
+            self.session.meta({"peak_resident_bytes": 1024 * int(peak[1])})
 
     def on_training_thread(self):
         """Whether the caller is the thread that steps optimizers (before the first step: the main thread)."""

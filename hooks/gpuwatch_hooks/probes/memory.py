@@ -2,8 +2,6 @@
 
 import sys
 
-from .. import on_demand
-
 
 class MemoryProbe:
     """Reads the allocator's counters (no call into the driver, no synchronisation); nothing before CUDA is in use."""
@@ -20,11 +18,11 @@ class MemoryProbe:
         torch = sys.modules["torch"]
         if not torch.cuda.is_initialized():
             return
-        if not self._observed:
-            self._observed = True
-            on_demand.at_out_of_memory(self._session)
         device = next((p.device for p in part.entry.parameters if p.device.type == "cuda"), None)
         index = torch.cuda.current_device() if device is None else device.index
+        if not self._observed:
+            self._observed = True
+            self._begin(torch, index)
         # torch.cuda.memory_stats flattens and sorts some 70 entries in Python first; this is what it starts from
         stats = torch._C._cuda_memoryStats(index)
         part.set("torch_device_index", float(index))
@@ -37,3 +35,11 @@ class MemoryProbe:
         if failures > before:  # the loop has caught the error
             text = "torch's allocator on device %d failed %d time(s), and the loop went on" % (index, failures - before)
             self._session.event("out_of_memory", part.step, 1.0, text)
+
+    def _begin(self, torch, index):
+        from .. import on_demand  # not before CUDA is in use: it brings gzip, pickle and tempfile
+
+        on_demand.at_out_of_memory(self._session)
+        properties = torch.cuda.get_device_properties(index)
+        facts = {"device_name": properties.name, "device_memory_bytes": properties.total_memory}
+        self._session.meta({**facts, "device_compute_capability": "%d.%d" % (properties.major, properties.minor)})

@@ -87,6 +87,8 @@ class PhasesProbe:
 
     def install(self, recorder):
         self._recorder = recorder
+        self._batch_size = None  # of the last loader that was asked, until the first step tells whose it is
+        self._batch_told = False
         from torch.utils.data import dataloader
 
         guard = recorder.session.guard
@@ -100,6 +102,9 @@ class PhasesProbe:
         """Close the step's clock at `part.ended` and share the time out."""
         clock = self._recorder.clock
         spent, under_autocast = clock.close_step(part.ended)
+        if self._batch_size is not None and not self._batch_told:
+            self._batch_told = True
+            self._recorder.session.meta({"batch_size": self._batch_size})
         if self._recorder.previous_end is None:
             return  # the first step has no beginning
         part.set("step_seconds", sum(spent) * 1e-9)
@@ -108,11 +113,14 @@ class PhasesProbe:
         if spent[1] > 0:
             part.set("autocast_ratio", under_autocast / spent[1])
 
-    def _begin(self):
+    def _begin(self, iterator):
         recorder = self._recorder
         if not recorder.on_training_thread() or recorder.fetching:
             return False
         recorder.fetching = True
+        if not self._batch_told:
+            size = getattr(getattr(iterator, "_index_sampler", None), "batch_size", None)
+            self._batch_size = size if isinstance(size, int) else None
         recorder.session.guard.run("validation", recorder.by_name["validation"].at_fetch)
         recorder.clock.enter("data", time.perf_counter_ns())
         return True
@@ -123,10 +131,10 @@ class PhasesProbe:
 
 
 def _timed(original, begin, end):
-    def fetch(*args, **kwargs):
-        began = begin()
+    def fetch(self, *args, **kwargs):
+        began = begin(self)
         try:
-            return original(*args, **kwargs)
+            return original(self, *args, **kwargs)
         finally:
             if began:
                 end()
