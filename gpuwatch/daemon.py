@@ -27,7 +27,8 @@ from gpuwatch.intake import glances, listener
 from gpuwatch.intake.intake import Intake
 from gpuwatch.judge import Judge
 from gpuwatch.notify import Notifier
-from gpuwatch.samplers.supervisor import Supervisor
+from gpuwatch.samplers.nvml_child import NvmlChild
+from gpuwatch.samplers.supervisor import STARTING_SECONDS, Supervisor
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.signals import Signals
 from gpuwatch.state.store import State
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.5
 TICK_SECONDS = 0.5
 STATUS_SECONDS = 5.0
-NVML_SECONDS = 0.05
 JUDGE_SECONDS = 1.0
 DRAIN_SHARE = 0.3  # of the time that a shutdown may take: for reading the rings dry
 
@@ -49,10 +49,10 @@ DRAIN_SHARE = 0.3  # of the time that a shutdown may take: for reading the rings
 class Daemon:
     """Everything wired together. `run` returns when a signal has asked for the end and all is flushed.
 
-    `reload` reads the configuration again at SIGHUP: [hooks] is taken over, the rest asks for a restart. Raises StartError.
+    `reload` reads the configuration anew at SIGHUP: it takes [hooks] over. `sampler`: a child started ahead. Raises StartError.
     """
 
-    def __init__(self, config: Config, reload: Callable[[], Config] | None = None) -> None:
+    def __init__(self, config: Config, reload: Callable[[], Config] | None = None, sampler: NvmlChild | None = None) -> None:
         prepare_logdir(config.daemon.logdir)
         allow_descriptors()
         self.config = config
@@ -72,10 +72,10 @@ class Daemon:
         self.tensorboard = TensorBoardExporter(config, self.state, self.stats) if config.tensorboard.enabled else None
         self.http = self._listen_http() if config.prometheus.enabled else None
 
-        self.supervisor = Supervisor(self.state.gpus, config.sampling, self.state.lock) if config.sampling.gpus else None
+        gpus = self.state.gpus
+        self.supervisor = Supervisor(gpus, config.sampling, self.state.lock, sampler) if config.sampling.gpus else None
         if self.supervisor is None:
-            self.state.gpus.state = "off"
-
+            gpus.state = "off"
         self.listener = self._listen()
         self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks, self.supervisor)
         self._backlog = False
@@ -91,7 +91,7 @@ class Daemon:
             self._turns.append(Guard("systemd", upkeep.tell_systemd, self.stats, period_seconds))
             self._longest_seconds = min(self._longest_seconds, period_seconds)
         if self.supervisor is not None:
-            self._turns.append(Guard("nvml", self.supervisor.turn, self.stats, NVML_SECONDS))
+            self._turns.append(Guard("nvml", self.supervisor.turn, self.stats))  # it knows when its turns are due
         if config.sampling.host:
             self._turns.append(Guard("host", upkeep.sample_host, self.stats, config.sampling.host_seconds))
             self._longest_seconds = min(self._longest_seconds, config.sampling.host_seconds)
@@ -115,8 +115,7 @@ class Daemon:
 
     def _dispatch(self, timeout_seconds: float) -> bool:
         """Let everything that is ready have its turn; False when nothing was."""
-        ready = self.selector.select(timeout_seconds)
-        for key, events in ready:
+        for key, events in (ready := self.selector.select(timeout_seconds)):
             key.data(events)
         return bool(ready)
 
@@ -126,7 +125,8 @@ class Daemon:
     def _patience_seconds(self) -> float:
         if self._backlog:
             return 0.0
-        usual_seconds = self.config.daemon.poll_seconds if self.intake.sessions else IDLE_SECONDS
+        idle_seconds = STARTING_SECONDS if self.state.gpus.state == "starting" else IDLE_SECONDS
+        usual_seconds = self.config.daemon.poll_seconds if self.intake.sessions else idle_seconds
         return min(self._longest_seconds, self.intake.patience_seconds(usual_seconds))
 
     def _shut_down(self) -> int:

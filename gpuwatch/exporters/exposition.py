@@ -8,6 +8,7 @@ http.server and wsgiref) and take 6 ms for 1,264 series, 10 ms in OpenMetrics, w
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuwatch.exporters.catalogue import PREFIX, Metric
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+#: Histograms whose text is kept: one for each run that there is, and those of many that are gone.
+_MAX_HISTOGRAMS = 64
 
 
 class Family(NamedTuple):
@@ -29,33 +32,58 @@ class Family(NamedTuple):
 
 
 class Renderer:
-    """Renders families again and again; keeps the text in front of each value from one time to the next."""
+    """Renders families again and again. The line of a series is kept, and written anew when its value is another one:
+
+    of a node's 750 series, 500 are limits, facts and counts that stand still from one scrape to the next.
+    """
 
     def __init__(self) -> None:
-        self._fronts: dict[str, dict[tuple[str, ...], str]] = {}  # metric -> values of its labels -> text
+        self.written = 0  # lines of series that had to be written, since the beginning
+        self._lines: dict[str, dict[tuple[str, ...], tuple[float, str]]] = {}  # metric -> values of its labels -> value, line
+        self._heads: dict[str, str] = {}
+        self._buckets: dict[tuple[str, ...], list[str]] = {}  # metric and values of its labels -> text in front of each count
 
     def render(self, families: Iterable[Family], *, openmetrics: bool) -> bytes:
-        """All families as one document. Families without samples are left out."""
-        lines: list[str] = []
+        """All families as one document, for one renderer always of the same format. Families without samples are left out."""
+        parts: list[str] = []
         for metric, samples in families:
             if not samples:
                 continue
-            lines.append(_head(metric, openmetrics=openmetrics))
-            name = PREFIX + metric.name
-            fronts = self._fronts.setdefault(metric.name, {})
-            if len(fronts) > 2 * len(samples) + 16:
-                fronts.clear()  # most of them belong to processes and runs that are gone
+            head = self._heads.get(metric.name)
+            if head is None:
+                head = self._heads[metric.name] = _head(metric, openmetrics=openmetrics)
+            parts.append(head)
+            kept = self._lines.get(metric.name)
+            if kept is None or len(kept) > 2 * len(samples) + 16:
+                kept = self._lines[metric.name] = {}  # most of them belong to processes and runs that are gone
             for labels, value in samples:
                 if isinstance(value, (float, int)):  # 0.1 us less than with a union, a thousand times a scrape
-                    front = fronts.get(labels)
-                    if front is None:
-                        front = fronts[labels] = f"{name}{_labels(metric.labels, labels)} "
-                    lines.append(front + number(value))
+                    known = kept.get(labels)
+                    if known is None:
+                        line = f"{PREFIX}{metric.name}{_labels(metric.labels, labels)} {number(value)}"
+                    elif known[0] == value:
+                        parts.append(known[1])
+                        continue
+                    else:  # the value is what follows the last space
+                        line = known[1][: known[1].rindex(" ") + 1] + number(value)
+                    kept[labels] = value, line
+                    self.written += 1
+                    parts.append(line)
                 else:
-                    lines += _histogram(name, metric.labels, labels, value)
+                    parts += self._histogram(metric, labels, value)
         if openmetrics:
-            lines.append("# EOF")
-        return ("\n".join(lines) + "\n").encode() if lines else b""
+            parts.append("# EOF")
+        return ("\n".join(parts) + "\n").encode() if parts else b""
+
+    def _histogram(self, metric: Metric, labels: tuple[str, ...], value: Durations) -> list[str]:
+        fronts = self._buckets.get((metric.name, *labels))
+        if fronts is None:
+            if len(self._buckets) > _MAX_HISTOGRAMS:
+                self._buckets.clear()
+            fronts = self._buckets[metric.name, *labels] = _bucket_fronts(metric, labels, value)
+        lines = [front + str(count) for front, count in zip(fronts, accumulate(value.counts), strict=False)]
+        running = sum(value.counts)
+        return [*lines, f"{fronts[-2]}{running}", fronts[-1] + number(value.sum_seconds)]
 
 
 def wants_openmetrics(accept: str) -> bool:
@@ -118,12 +146,9 @@ def _escaped(value: str) -> str:
     return value.encode("utf-8", "replace").decode()
 
 
-def _histogram(name: str, names: tuple[str, ...], labels: tuple[str, ...], durations: Durations) -> list[str]:
-    lines = []
-    running = 0
+def _bucket_fronts(metric: Metric, labels: tuple[str, ...], durations: Durations) -> list[str]:
+    """The text in front of each bucket's count, then of the whole count and of the sum."""
+    name, own = PREFIX + metric.name, _labels(metric.labels, labels)
     bounds = [*map(repr, durations.bounds_seconds), "+Inf"]
-    for bound, count in zip(bounds, durations.counts, strict=True):
-        running += count
-        lines.append(f"{name}_bucket{_labels((*names, 'le'), (*labels, bound))} {running}")
-    own = _labels(names, labels)
-    return [*lines, f"{name}_count{own} {running}", f"{name}_sum{own} {number(durations.sum_seconds)}"]
+    buckets = [f"{name}_bucket{_labels((*metric.labels, 'le'), (*labels, bound))} " for bound in bounds]
+    return [*buckets, f"{name}_count{own} ", f"{name}_sum{own} "]

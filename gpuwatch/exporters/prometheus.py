@@ -39,7 +39,7 @@ class Prometheus:
         self._rules = rules
         self._lock = threading.Lock()
         self._renderers = {False: Renderer(), True: Renderer()}
-        self._documents: dict[bool, tuple[float, bytes]] = {}
+        self._documents: dict[bool, tuple[float, str, bytes]] = {}  # format -> when, the sampling's state then, text
         self._ended_at: dict[str, float] = {}  # run directory -> time.monotonic() when its end was first seen here
 
     def serve(self, request: Request) -> Response:
@@ -51,10 +51,12 @@ class Prometheus:
         """The exposition as of now, or of _MAX_AGE_SECONDS ago at most."""
         with self._lock:
             now = time.monotonic()
-            rendered_at, document = self._documents.get(openmetrics, (-1e9, b""))
-            if now - rendered_at > _MAX_AGE_SECONDS:
+            rendered_at, sampling, document = self._documents.get(openmetrics, (-1e9, "", b""))
+            # Whoever asks while the GPUs are being opened has them as soon as they are there.
+            if now - rendered_at > _MAX_AGE_SECONDS or sampling != self._state.gpus.state:
+                sampling = self._state.gpus.state
                 document = self._renderers[openmetrics].render(self.samples().families(), openmetrics=openmetrics)
-                self._documents[openmetrics] = (now, document)
+                self._documents[openmetrics] = (now, sampling, document)
             return document
 
     def samples(self) -> Samples:

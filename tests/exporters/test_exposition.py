@@ -109,7 +109,33 @@ def test_text_in_front_of_a_value_is_not_kept_for_ever():
         document = renderer.render([Family(metric, [((pid,), 6)])], openmetrics=False)
     assert b'pid="9999"} 6\n' in document
     assert document.count(b"pid=") == 1
-    assert len(renderer._fronts["a"]) <= 19
+    assert len(renderer._lines["a"]) <= 19
+
+
+def test_only_what_has_changed_is_written_anew():
+    renderer = Renderer()
+    metric = Metric("a", "gauge", ("pid",), "A.")
+    values = {str(pid): float(pid) for pid in range(100)}
+    renderer.render([Family(metric, [((pid,), value) for pid, value in values.items()])], openmetrics=False)
+    assert renderer.written == 100
+    values |= {"7": 0.5, "8": math.nan, "9": 9.0}
+    for scrape in range(1, 4):
+        document = renderer.render([Family(metric, [((pid,), value) for pid, value in values.items()])], openmetrics=False)
+        assert renderer.written == 101 + scrape  # the new value once, and NaN, which equals nothing, each time
+    read = {line.split()[0]: float(line.split()[1]) for line in document.decode().splitlines() if line[0] != "#"}
+    assert read.pop('gpuwatch_a{pid="8"}') != 0
+    assert read == {f'gpuwatch_a{{pid="{pid}"}}': value for pid, value in values.items() if pid != "8"}
+
+
+def test_a_histogram_goes_on_from_kept_text():
+    renderer, durations = Renderer(), Durations()
+    metric = Metric("d_seconds", "histogram", LABELS, "D.")
+    for seconds in (0.5, 0.0015, 4000.0):
+        durations.add(seconds)
+        family = Family(metric, [(("a b", "0"), durations), (("c", "1"), Durations())])
+        kept = renderer.render([family], openmetrics=False)
+        assert kept == Renderer().render([family], openmetrics=False)
+        assert read(kept, openmetrics=False) == read(by_library([family], openmetrics=False), openmetrics=False)
 
 
 def test_a_name_that_is_no_unicode_does_not_cost_the_scrape():
