@@ -93,7 +93,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, disk, start_trainer):
         disk.fill(daemon)
         trainer = start_trainer(1000, 150)
         wait_until(lambda: daemon.metrics().get(JOURNAL) == 0)
-        assert daemon.metrics()['gpuwatch_component_up{component="intake"}'] == 1
+        wait_until(lambda: daemon.metrics()['gpuwatch_component_up{component="intake"}'] == 1)
         disk.free(daemon)
         trainer.result()
         run = wait_until(lambda: (run := daemon.runs().get("chaos")) and run.status == "finished" and run, 40)

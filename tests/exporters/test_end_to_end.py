@@ -18,6 +18,7 @@ RANK = frozenset({("run", "amp"), ("rank", "0")})
 
 @pytest.fixture
 def environment(tmp_path):
+    (tmp_path / "socket").mkdir(mode=0o700)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GPUWATCH")}
     return {**kept, "GPUWATCH_SOCKET": str(tmp_path / "socket" / "gpuwatch.sock")}
 

@@ -278,8 +278,8 @@ def test_a_daemon_tells_of_its_runs(tmp_path, receiver):
             "    (weight.sum() * (float('nan') if step > 20 else 1.0)).backward()\n"
             "    optimizer.step()\n"
         )
-        run = [sys.executable, "-m", "gpuwatch", "run", "--", sys.executable, str(script)]
-        environment = {"GPUWATCH_SOCKET": str(daemon.socket), "GPUWATCH_RUN": "breaks"}
+        run = [sys.executable, "-m", "gpuwatch", "run", "--name", "breaks", "--", sys.executable, str(script)]
+        environment = {"GPUWATCH_SOCKET": str(daemon.socket)}
         import os
 
         subprocess.run(run, env={**os.environ, **environment}, cwd=tmp_path, timeout=100, check=True, capture_output=True)
