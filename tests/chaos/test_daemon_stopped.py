@@ -8,7 +8,6 @@ import pytest
 from tests.chaos.conftest import journal
 from tests.running_daemon import RunningDaemon, wait_until
 
-
 #: Six seconds: run.json, by which the test sees the run, is written every two.
 STEPS = 4000
 
