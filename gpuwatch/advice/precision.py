@@ -20,7 +20,15 @@ def mixed_precision(subject: Subject) -> Station:
     speedup = measured.amp_speedup_ratio
     evidence = [f"The forward pass runs in {measured.precision}."]
     if speedup is not None:
-        evidence.append(f"The AMP probe measured {speedup:.2f}x in this run.")
+        low, high = past.facts.get("amp_speedup_low"), past.facts.get("amp_speedup_high")
+        bounds = (low, high) if isinstance(low, float) and isinstance(high, float) else None
+        spread = f" (95 %: {bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else ""
+        evidence.append(f"The AMP probe measured {speedup:.2f}x in this run{spread}.")
+        in_use = any(half in measured.precision for half in _HALF)
+        if bounds and bounds[0] <= 1.0 <= bounds[1] and not in_use:
+            evidence.append("That is no difference that its steps could show.")
+            more = "Measure with more steps: gpuwatch probe amp RUN --steps 300."
+            return Station("mixed precision", "unknown", tuple(evidence), more)
     if any(half in measured.precision for half in _HALF):
         return _in_use(subject, evidence)
     if speedup is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,11 +112,15 @@ def _draw(test: RangeTest, target: Path, directory: Path) -> str:
 def _show(test: RangeTest, picture: str) -> None:
     rates = [point.rate for point in test.points]
     ended = "until the loss diverged" if test.diverged else "to the end"
-    click.echo(f"{len(rates)} points from {rates[0]:.2g} to {rates[-1]:.2g}, {ended}")
+    if not math.isfinite(test.points[-1].loss):
+        ended = "until the loss was not finite"
+    click.echo(f"{len(rates)} point{'' if len(rates) == 1 else 's'} from {rates[0]:.2g} to {rates[-1]:.2g}, {ended}")
     for line in range_test.plot(test):
         click.echo(line)
     steepest = "none: the loss fell nowhere" if test.suggestion is None else f"{test.suggestion:.2g}"
     tenth = "none" if test.minimum_tenth is None else f"{test.minimum_tenth:.2g}"
-    click.echo(f"  {dim('suggestion')}          {paint(steepest, 'green', bold=True)}  where the smoothed loss falls fastest")
-    click.echo(f"  {dim('a tenth of the minimum')} {tenth}  the careful choice")
-    click.echo(f"  {dim('picture')}             {picture}")
+    steepest_why = "" if test.suggestion is None else "  where the smoothed loss falls fastest"
+    tenth_why = "" if test.minimum_tenth is None else "  the careful choice"
+    click.echo(f"  {dim('suggestion')}              {paint(steepest, 'green', bold=True)}{steepest_why}")
+    click.echo(f"  {dim('a tenth of the minimum')}  {tenth}{tenth_why}")
+    click.echo(f"  {dim('picture')}                 {picture}")

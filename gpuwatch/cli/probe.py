@@ -100,9 +100,15 @@ def _await(rank: live_job.LiveRank, ticket: int, steps: int, rate: float, timeou
         while True:
             known = summary.decode((path / "run.json").read_bytes())
             if known is not None and known.facts.get("amp_probe_ticket") == ticket:
-                facts: dict[str, Any] = {name: value for name, value in known.facts.items() if name.startswith("amp_")}
+                facts: dict[str, Any] = {
+                    name: value
+                    for name, value in known.facts.items()
+                    if name.startswith("amp_") and name != "amp_probe_busy_ticket"
+                }
                 failed = facts.pop("amp_probe_failed", "")
                 return {"amp_probe_failed": failed} if failed else facts
+            if known is not None and known.facts.get("amp_probe_busy_ticket") == ticket:
+                return {"amp_probe_failed": "another probe of this job is under way; ask again when it is over"}
             if known is None or recorded.Recorded(path, known).status != "live":
                 raise click.ClickException("the job ended before the probe was over")
             if time.monotonic() - began > timeout_seconds:

@@ -56,6 +56,21 @@ def test_a_measured_speed_up_is_named_as_measured():
     assert (station.standing, station.gain.text) == ("idle", "0.98x")
 
 
+def test_a_speed_up_whose_interval_holds_one_is_not_promised():
+    facts = {"amp_speedup_ratio": 1.43, "amp_speedup_low": 0.9, "amp_speedup_high": 2.2}
+    station = stations(facts=facts)["mixed precision"]
+    assert (station.standing, station.gain) == ("unknown", None)
+    assert "(95 %: 0.90 to 2.20)" in " ".join(station.evidence)
+
+
+def test_head_room_is_told_where_the_device_is_known():
+    facts = {"device_name": "H100", "device_memory_bytes": 80 << 30, "device_compute_capability": "6.1"}
+    found = stations(facts=facts, fields={"torch_allocated_peak_bytes": float(20 << 30)})
+    for name in ("mixed precision", "gradient accumulation"):
+        assert "Tensors took 20.0 of the 80 GiB of H100 (25%)." in found[name].evidence
+    assert any("no tensor cores" in sentence for sentence in found["mixed precision"].evidence)
+
+
 def test_a_run_that_starves_mends_its_loader_first():
     found = stations(data=0.4)
     assert found["baseline"].standing == "next"

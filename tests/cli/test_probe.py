@@ -54,3 +54,23 @@ def test_what_cannot_be_probed(gpuwatch, recorder):
     nobody = gpuwatch("probe", "amp", "4194303", "--logdir", recorder.logdir)
     assert nobody.returncode == 1
     assert "gpuwatch attach 4194303" in nobody.stderr
+
+
+def test_a_second_probe_is_told_so_although_the_first_one_ends_before_it_looks(job, tmp_path, environ):
+    def ask(*arguments):
+        command = [sys.executable, "-m", "gpuwatch", "probe", "amp", "digits", "--yes", "--logdir", "runs", *arguments]
+        return subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    both = [ask("--steps", "10000"), ask("--steps", "10000")]
+    try:
+        deadline = time.monotonic() + 60
+        while all(process.poll() is None for process in both):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (over,) = (process for process in both if process.poll() is not None)
+        assert over.returncode == 1
+        assert "another probe of this job is under way" in over.stderr.read()
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()

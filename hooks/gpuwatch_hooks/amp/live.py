@@ -48,7 +48,8 @@ def begin(recorder, request):
         return
     if any(isinstance(probe, LiveProbe) for probe in recorder.probes):
         ticket = _whole(request, "ticket", 0, 0, 1 << 62)
-        recorder.session.meta({"amp_probe_failed": "another probe of it is under way", "amp_probe_ticket": ticket})
+        # A fact of its own: the result of the one that is open would overwrite it before anybody has read it.
+        recorder.session.meta({"amp_probe_busy_ticket": ticket})
         return
     recorder.admit(LiveProbe(request))
 

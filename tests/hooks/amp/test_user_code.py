@@ -249,7 +249,7 @@ def test_a_second_question_is_answered_at_once():
     def ask(number, session):
         if number == 8:
             live.begin(session.recorder, {**REQUEST, "ticket": 8})
-            assert session.told[-1] == {"amp_probe_failed": "another probe of it is under way", "amp_probe_ticket": 8}
+            assert session.told[-1] == {"amp_probe_busy_ticket": 8}
 
     assert probed(Loop(), during=ask)["amp_probe_ticket"] == 7
 
