@@ -227,3 +227,30 @@ def test_the_settings_of_the_hooks_are_those_of_the_file(tmp_path, client):
         wait_until(lambda: heard.extend(client.heard()) or heard)
         assert heard[0]["settings"] == {"every": 4, "histograms": False, "overhead_budget": Hooks().overhead_budget}
         daemon.end()
+
+
+SECOND_WAIT = """
+import json, sys
+from gpuwatch import config, logs
+from gpuwatch.daemon import Daemon
+settings = config.load(environ={}, flags=json.loads(sys.argv[1]))
+logs.set_up("text", "info")
+class Recorded(Daemon):
+    waits = 0
+    def _dispatch(self, timeout_seconds):
+        if self.waits == 1:
+            found = {"seconds": timeout_seconds, "samplers": len(self.supervisor.child_pids()), "state": self.state.gpus.state}
+            with open(settings.daemon.logdir + "/second-wait.json", "w") as file:
+                json.dump(found, file)
+        self.waits += 1
+        return super()._dispatch(timeout_seconds)
+raise SystemExit(Recorded(settings).run())
+"""
+
+
+def test_the_sampler_is_at_work_after_one_short_wait_and_heard_soon(tmp_path):
+    """A start had half a second before the sampler was started, and half a second before it was heard."""
+    with RunningDaemon(tmp_path, code=SECOND_WAIT, sampling__gpus=True) as daemon:
+        file = daemon.logdir / "second-wait.json"
+        found = wait_until(lambda: file.exists() and file.read_text() and json.loads(file.read_text()))
+    assert found == {"seconds": 0.02, "samplers": 1, "state": "starting"}

@@ -285,6 +285,14 @@ def test_a_second_scrape_at_once_is_the_same_document(state, exporter):
     assert exporter.document() is first
 
 
+def test_gpus_are_shown_as_soon_as_they_are_there(state, exporter):
+    assert b"gpuwatch_gpu_up" not in exporter.document()
+    fill(state, gpus=1, now_ns=time.monotonic_ns())
+    first = exporter.document()
+    assert b'gpuwatch_gpu_up{gpu="0"} 1' in first
+    assert exporter.document() is first
+
+
 def test_the_budget_of_series_and_bytes(state, stats, config):
     rules = [*RULES, *(f"rule_that_is_to_come_{i}" for i in range(44 - len(RULES)))]  # the contract names 44
     exporter = Prometheus(config, state, stats, "0.1.0", rules)
