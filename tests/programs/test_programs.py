@@ -41,7 +41,7 @@ def test_the_hooks_change_nothing(zoo, name):
     assert bare.final, bare.stderr
     assert watched.final == bare.final
     ours = [line for line in watched.stderr.splitlines() if line.startswith("gpuwatch:")]
-    assert len(ours) == 2, watched.stderr  # that it records, and what it has recorded
+    assert len(ours) == 3, watched.stderr  # that it records, what it has recorded, and where to look
     theirs = [line for line in watched.stderr.splitlines() if not line.startswith("gpuwatch:")]
     if name != "ddp":  # torchrun's log lines carry times and ports
         assert theirs == bare.stderr.splitlines()
@@ -193,7 +193,7 @@ def test_by_hand(zoo):
 
 
 def test_endings(zoo):
-    assert (zoo.run("ending_code").summary.status, zoo.run("ending_code").summary.end_reason) == ("finished", "exit")
+    assert (zoo.run("ending_code").summary.status, zoo.run("ending_code").summary.end_reason) == ("failed", "exit 3")
     failed = zoo.run("ending_exception").summary
     assert (failed.status, failed.end_reason) == ("failed", "exception")
     assert "RuntimeError: the data set has gone" in zoo.watched("ending_exception").stderr
@@ -264,4 +264,4 @@ def test_sigterm_reaches_the_program_and_its_last_step_is_kept(zoo):
         lambda: next((k for k in zoo.daemon.runs().values() if k.run == "terminated" and k.status != "live"), None)
     )
     assert (known.step, known.values["loss"]) == (8, ended.final[0]["loss"])
-    assert known.status == "lost"
+    assert (known.status, known.end_reason) == ("failed", "signal 15")

@@ -10,7 +10,8 @@ by comparing with the losses of the first 20 steps. It is never more than info, 
 
 Over the last `window_steps` steps, or the last half of the run when that is longer, the losses are put together into 25
 means without their extremes, and the Theil-Sen slope of these (the median of all pairwise slopes) is taken with its 95 %
-confidence interval. A plateau is a whole interval within `ratio` of the loss's level, per window. A loss too noisy for that
+confidence interval. A plateau is a whole interval within `ratio` of the loss's level, per window, with no two means further
+apart than half that level. A loss too noisy for that
 is not judged. It is looked at once in 50 steps, restarts with each new regime of the optimizer, and needs a positive loss;
 it is off for GANs.
 
@@ -48,6 +49,7 @@ _KEPT = 40_000
 #: Half the width of the 95 % interval, in ranks of the sorted pairwise slopes: 1.96 times sigma of Kendall's S, over 2.
 _HALF_RANKS = 0.5 * 1.96 * math.sqrt(_BLOCKS * (_BLOCKS - 1) * (2 * _BLOCKS + 5) / 18)
 _STUCK_RATIO = 0.95
+_MOVED_RATIO = 0.5
 
 
 class Limits(Thresholds, frozen=True):
@@ -94,6 +96,8 @@ class LossPlateau(Rule[Limits]):
         edges = [len(losses) * i // _BLOCKS for i in range(_BLOCKS + 1)]
         points = [_trimmed_mean(losses[a:b]) for a, b in itertools.pairwise(edges)]
         level = median(points)
+        if max(points) - min(points) > _MOVED_RATIO * level:  # a cliff in few blocks moves no median of slopes
+            return Quiet.FINE
         slopes = sorted((points[j] - points[i]) / (j - i) for i in range(_BLOCKS) for j in range(i + 1, _BLOCKS))
         middle = len(slopes) / 2
         low, high = slopes[int(middle - _HALF_RANKS)], slopes[min(len(slopes) - 1, math.ceil(middle + _HALF_RANKS))]

@@ -62,8 +62,8 @@ class UpdateRatioHigh(Rule[Limits]):
     def judge(self, sample: Sample) -> Verdict | Quiet:
         self._steps += 1
         ratio = sample.value("update_ratio")
-        if ratio is None or not sample.applied:
-            return Quiet.UNMEASURED
+        if ratio is None or not sample.applied or (sample.value("closure_calls") or 0.0) > 1.0:
+            return Quiet.UNMEASURED  # LBFGS tries several steps in one, and takes long ones where the loss lets it
         first = self._steps <= self.thresholds.warmup_steps
         if first and (ratio <= self.thresholds.first_ratio or not _weights_matter(sample)):
             return Quiet.UNMEASURED

@@ -64,7 +64,7 @@ class GradientsProbe:
         scaling = recorder.by_name["loss_scale"]
         measured = part.gradients = self.begin(entry)
         places, tensors = present(entry)
-        part.set("tensors_without_gradient", float(len(entry.parameters) - len(tensors)))
+        part.set("tensors_without_gradient", float(lacking(entry) if len(tensors) < len(entry.parameters) else 0))
         if not tensors:
             return
         reading, settings = measured.reading, recorder.session.settings
@@ -138,6 +138,11 @@ def present(entry):
     if len(tensors) == len(gradients):
         return range(len(gradients)), tensors
     return [place for place, gradient in enumerate(gradients) if gradient is not None], tensors
+
+
+def lacking(entry):
+    """How many of the entry's tensors have no gradient and want one: a frozen tensor lacks nothing."""
+    return sum(1 for parameter in entry.parameters if parameter.grad is None and parameter.requires_grad)
 
 
 def versions(entry):
