@@ -3,6 +3,7 @@
 
 PYTHON ?= $(or $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name)))),python3.11)
 VENV ?= .venv
+PYTEST_WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
@@ -16,7 +17,7 @@ demo: install-demo ## set up and train a small model under gpuwatch (under a min
 	$(BIN)/gpuwatch demo $(DEMO_ARGS)
 
 test: install-dev system-packages ## set up and run all tests (PYTEST_ARGS=... narrows them)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(PYTEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
 check: install-dev ## lint, formatting and types
 	$(BIN)/ruff check .

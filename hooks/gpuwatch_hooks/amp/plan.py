@@ -7,7 +7,6 @@ that slows down falls on both sides alike.
 
 import math
 import random
-import statistics
 
 #: Steps after a switch that are not counted: the allocator, cuDNN's choices and casts of weights settle.
 WARM_UP_STEPS = 2
@@ -58,13 +57,11 @@ class Plan:
 
     def seconds(self, variant):
         """The median step of each of the variant's blocks, in the order of the rounds."""
-        return [
-            statistics.median(took) if took else math.nan for index, took in zip(self.order, self._seconds) if index == variant
-        ]
+        return [median(took) if took else math.nan for index, took in zip(self.order, self._seconds) if index == variant]
 
     def steps_per_second(self, variant):
         taken = [value for value in self.seconds(variant) if value > 0.0]
-        return 1.0 / statistics.median(taken) if taken else math.nan
+        return 1.0 / median(taken) if taken else math.nan
 
     def peak_bytes(self, variant):
         """The highest peak of the variant's blocks, in bytes; NaN where memory is not counted (a CPU)."""
@@ -82,7 +79,14 @@ def interval(logs):
     """Geometric mean and 95 % interval (Student's t) of ratios whose logarithms these are; NaN for fewer than two."""
     if len(logs) < 2:
         return math.nan, math.nan, math.nan
-    middle = statistics.fmean(logs)
+    middle = math.fsum(logs) / len(logs)
     t = _T95[min(len(logs) - 1, len(_T95)) - 1]
-    half = t * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = t * math.sqrt(math.fsum([(log - middle) ** 2 for log in logs]) / (len(logs) - 1)) / math.sqrt(len(logs))
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def median(values):
+    """The middle of the sorted values. The statistics module would be the one that an attach has to import into a job."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
