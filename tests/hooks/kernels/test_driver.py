@@ -61,6 +61,7 @@ def test_a_launch_hands_every_argument_over_as_64_bits(library, monkeypatch):
     # no context on this thread yet: the primary one is made current, as the CUDA runtime would have done
     assert heard == ["launch without a context", "set", "launch gpuwatch_chunks 3807 1 1 512 1 1 0 0xbeef00 (nil)"]
     assert tuple((ctypes.c_ulonglong * 16).in_dll(library[1], "given"))[:7] == arguments
+    ctypes.c_int.in_dll(library[1], "argument_count").value = 5  # it follows as many addresses as it is told
     one.launch(cuda_source.ROWS, 148, 128, (1, 2, 3, 4, 5))
     assert calls(library) == ["launch gpuwatch_rows 148 1 1 128 1 1 0 0xbeef00 (nil)"]
 
