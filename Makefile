@@ -16,8 +16,10 @@ help: ## list these targets
 demo: install-demo ## set up and train a small model under gpuwatch (under a minute once installed)
 	$(BIN)/gpuwatch demo $(DEMO_ARGS)
 
+# The temporary folder is a short one: a socket's path has 107 bytes.
 test: install-dev system-packages ## set up and run all tests (PYTEST_ARGS=... narrows them)
-	$(BIN)/python -m pytest --numprocesses=$(PYTEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)
+	folder=$$(mktemp -d /tmp/gw.XXXX) && trap 'rm -rf "$$folder"' EXIT && \
+	  $(BIN)/python -m pytest --basetemp="$$folder/t" --numprocesses=$(PYTEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
 check: install-dev ## lint, formatting and types
 	$(BIN)/ruff check .

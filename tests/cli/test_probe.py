@@ -67,7 +67,7 @@ def test_a_second_probe_is_told_so_although_the_first_one_ends_before_it_looks(j
         while all(process.poll() is None for process in both):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        (over,) = (process for process in both if process.poll() is not None)
+        over = next(process for process in both if process.poll() is not None)
         assert over.returncode == 1
         assert "another probe of this job is under way" in over.stderr.read()
     finally:

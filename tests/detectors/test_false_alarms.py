@@ -35,7 +35,8 @@ def test_the_runs_are_no_empty_proof() -> None:
             rule.judge = _counting(rule.judge, rule.name, judged)
         for _ in range(620):
             run.step()
-    assert {rule.name for rule in RULES if not judged[rule.name]} == {"gpu_idle"}, "which looks at five minutes and more"
+    silent = {rule.name for rule in RULES if not judged[rule.name]}
+    assert silent == {"gpu_idle", "amp_no_speedup"}, "one looks at five minutes and more, the other at a probe that nobody ran"
 
 
 def _counting(judge, name, judged):

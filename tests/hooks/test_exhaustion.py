@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -82,6 +83,8 @@ def test_failures_that_the_loop_caught_are_counted(monkeypatch):
         probe = next(probe for probe in session.recorder.probes if isinstance(probe, MemoryProbe))
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        properties = types.SimpleNamespace(name="H100", total_memory=1, major=9, minor=0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(torch._C, "_cuda_memoryStats", stats, raising=False)
         weight = torch.nn.Parameter(torch.zeros(3))
         optimizer = torch.optim.SGD([weight], lr=0.1)

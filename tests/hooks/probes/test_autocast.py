@@ -7,6 +7,11 @@ from torch import nn
 from tests.hooks.recording import recording
 
 
+def precisions(session):
+    """The facts that the probe told; the recorder tells the process's memory at the end."""
+    return [facts for facts in session.told if "precision" in facts]
+
+
 def one_step(forward):
     torch.manual_seed(0)
     model = nn.Linear(6, 1)
@@ -53,7 +58,7 @@ def test_the_type_and_the_share(forward, dtype):
     assert values["autocast_dtype"] == dtype
     assert (values["autocast_ratio"] > 0) == (dtype != 0)
     assert values["autocast_ratio"] <= 1.0
-    assert session.told == [{"precision": ("fp32", "fp16", "bf16")[dtype]}]
+    assert precisions(session) == [{"precision": ("fp32", "fp16", "bf16")[dtype]}]
 
 
 def test_weights_that_are_half_themselves():
@@ -62,7 +67,7 @@ def test_weights_that_are_half_themselves():
     with recording() as session:
         model(torch.randn(4, 6).bfloat16()).float().mean().backward()
         optimizer.step()
-    assert session.told == [{"precision": "bf16-pure"}]
+    assert precisions(session) == [{"precision": "bf16-pure"}]
 
 
 def test_a_loop_that_alternates_is_told_a_few_times():
@@ -74,5 +79,5 @@ def test_a_loop_that_alternates_is_told_a_few_times():
                 loss = model(torch.randn(4, 6)).float().mean()
             loss.backward()
             optimizer.step()
-    assert len(session.told) == 8
+    assert len(precisions(session)) == 8
     assert [part.values["autocast_dtype"] for part in session.parts()[:4]] == [2.0, 0.0, 2.0, 0.0]
