@@ -57,7 +57,7 @@ class Reading(Measured):
                         return places, tensors
                     if self._launch(part, fused, places, tensors, scale, threshold, histograms):
                         return None
-            except (RuntimeError, NotImplementedError):
+            except RuntimeError:
                 part.entry.uniform = False
         groups, left, rest = {}, [], []
         for place, tensor in zip(places, tensors):
@@ -123,7 +123,7 @@ class Reading(Measured):
                 return None  # the CPU's kernel refuses what lies elsewhere by itself
             sizes = tuple(map(_numel(), tensors))
             found = choose(tensors[0].device.type).norms(tensors, sizes)
-        except (RuntimeError, NotImplementedError):  # sparse, complex, integer: one by one then, from now on
+        except RuntimeError:  # sparse, complex, integer: one by one then, from now on
             entry.uniform = False
             return None
         self.count(places, sizes)

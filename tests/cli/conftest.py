@@ -1,5 +1,6 @@
 """The command as a user starts it, runs that a real State recorded, and a socket of one's own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from gpuwatch.state.store import State
 from tests.state.recorded import slots, step_payload
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOP = ROOT / "tests" / "hooks" / "lr_loop.py"
 
 
 @pytest.fixture
@@ -77,3 +79,22 @@ def recorder(tmp_path):
     made = Recorder(tmp_path / "runs")
     yield made
     made.state.close()
+
+
+@pytest.fixture
+def job(tmp_path, environ):
+    """A job that trains under a daemon of its own, past its first steps; its pid."""
+    command = [sys.executable, "-m", "gpuwatch", "run", "-q", "--name", "digits", "--logdir", str(tmp_path / "runs"), "--"]
+    command += [sys.executable, str(LOOP), "plain", "--batches", "1000000"]
+    process = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    summary = tmp_path / "runs" / "digits" / "run.json"
+    deadline = time.monotonic() + 60
+    while not (summary.exists() and json.loads(summary.read_text())["step"] > 5):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    yield json.loads(summary.read_text())["identity"]["pid"]
+    assert process.poll() is None, "the job lives on"
+    process.terminate()
+    process.wait(timeout=30)
+    process.stderr.close()

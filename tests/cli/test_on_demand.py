@@ -2,33 +2,9 @@
 
 import gzip
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import pytest
-
 LOOP = Path(__file__).resolve().parents[1] / "hooks" / "lr_loop.py"
-
-
-@pytest.fixture
-def job(tmp_path, environ):
-    """A job that trains under a daemon of its own, past its first steps; its pid."""
-    command = [sys.executable, "-m", "gpuwatch", "run", "-q", "--name", "digits", "--logdir", str(tmp_path / "runs"), "--"]
-    command += [sys.executable, str(LOOP), "plain", "--batches", "1000000"]
-    process = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    summary = tmp_path / "runs" / "digits" / "run.json"
-    deadline = time.monotonic() + 60
-    while not (summary.exists() and json.loads(summary.read_text())["step"] > 5):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield json.loads(summary.read_text())["identity"]["pid"]
-    assert process.poll() is None, "the job lives on"
-    process.terminate()
-    process.wait(timeout=30)
-    process.stderr.close()
 
 
 def test_traces_snapshots_and_stacks_of_a_running_job(gpuwatch, job, tmp_path):

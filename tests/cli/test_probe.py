@@ -6,27 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 LOOP = Path(__file__).resolve().parents[1] / "hooks" / "lr_loop.py"
-
-
-@pytest.fixture
-def job(tmp_path, environ):
-    """A job that trains for longer than any probe, under a daemon of its own, past its first steps."""
-    command = [sys.executable, "-m", "gpuwatch", "run", "-q", "--name", "digits", "--logdir", str(tmp_path / "runs"), "--"]
-    command += [sys.executable, str(LOOP), "plain", "--batches", "1000000"]
-    process = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    summary = tmp_path / "runs" / "digits" / "run.json"
-    deadline = time.monotonic() + 60
-    while not (summary.exists() and json.loads(summary.read_text())["step"] > 5):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield json.loads(summary.read_text())["identity"]["pid"]
-    process.terminate()
-    process.wait(timeout=30)
-    process.stderr.close()
 
 
 def test_by_run_and_by_pid(gpuwatch, job, tmp_path):

@@ -23,7 +23,7 @@ _plans = collections.OrderedDict()  # (sizes, type of the first) -> _Plan
 def norms(tensors, sizes=None):
     """(L2 norm of the finite entries of each tensor, {index: number of non-finite entries}); floats and ints.
 
-    `sizes`: their numbers of entries as a tuple, where they are known already. Raises NotImplementedError for tensors that are
+    `sizes`: their numbers of entries as a tuple, where they are known already. Raises RuntimeError for tensors that are
     not of a real floating type, RuntimeError for those that are not strided or not on the CPU.
     """
     import torch
@@ -81,7 +81,7 @@ class _Plan:
 
         real = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
         if not real.issuperset(types):
-            raise NotImplementedError("not of a real floating type")
+            raise RuntimeError("not of a real floating type")
         self.types = None if set(types) == {torch.float32} else types
         self.large = [i for i, size in enumerate(sizes) if size > SMALL_ENTRIES or types[i] is torch.float64]
         few = set(self.large)
@@ -130,7 +130,7 @@ def _cat(vectors, joined):
     try:
         torch.cat(vectors, out=joined)
     except TypeError as error:  # complex numbers
-        raise NotImplementedError(str(error)) from None
+        raise RuntimeError(str(error)) from None
     except RuntimeError:
         return False
     return True
