@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gpuwatch import expected
+from gpuwatch import allowed_values
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -185,7 +185,7 @@ def parse_listen(listen: str, source: str = "daemon.listen") -> tuple[str, int]:
     match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})|([^\[\]:]+):(\d{1,5})", listen, re.ASCII)
     port = int(match[2] or match[4]) if match else 65536
     if match is None or port > 65535:
-        raise ConfigError(f"{source} must be ADDRESS:PORT, for example 127.0.0.1:9877, got {expected.shown(listen)}")
+        raise ConfigError(f"{source} must be ADDRESS:PORT, for example 127.0.0.1:9877, got {allowed_values.shown(listen)}")
     return match[1] or match[3], port
 
 
@@ -252,7 +252,7 @@ def _rule_value(variable: str, text: str, key: str, thresholds: Mapping[str, Rul
 
 
 def _impossible(where: str, wanted: Any, value: object) -> ConfigError:
-    return ConfigError(f"{where} must be {expected.in_words(wanted)}, got {expected.shown(value)}")
+    return ConfigError(f"{where} must be {allowed_values.in_words(wanted)}, got {allowed_values.shown(value)}")
 
 
 def _check(tree: dict[str, Any], source: str, rules: RuleDefaults | None) -> Config:

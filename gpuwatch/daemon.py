@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 from gpuwatch import __version__, announcement, paths
-from gpuwatch.components import Guard, Worker
 from gpuwatch.config import Config, ConfigError, parse_listen
 from gpuwatch.detectors import pages as rule_pages
 from gpuwatch.detectors.engine import Engine
@@ -25,14 +24,15 @@ from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.intake import glances, listener
 from gpuwatch.intake.intake import Intake
-from gpuwatch.judge import Judge
-from gpuwatch.notify import Notifier
+from gpuwatch.judging.judge import Judge
 from gpuwatch.samplers.nvml_child import NvmlChild
 from gpuwatch.samplers.supervisor import STARTING_SECONDS, Supervisor
 from gpuwatch.selfstats import SelfStats
-from gpuwatch.signals import Signals
+from gpuwatch.service.components import Guard, Worker
+from gpuwatch.service.preconditions import StartError, allow_descriptors, prepare_logdir
+from gpuwatch.service.signals import Signals
+from gpuwatch.service.systemd import Notifier
 from gpuwatch.state.store import State
-from gpuwatch.surroundings import StartError, allow_descriptors, prepare_logdir
 from gpuwatch.upkeep import Upkeep
 
 log = logging.getLogger(__name__)

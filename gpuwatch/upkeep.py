@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from gpuwatch.intake.intake import Intake
-from gpuwatch.notify import Notifier
 from gpuwatch.samplers.host import HostSampler
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.service.systemd import Notifier
 from gpuwatch.state import trouble
 from gpuwatch.state.store import State
 

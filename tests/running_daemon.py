@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SERVE = """
 import json, sys
-from gpuwatch import config, logs
+from gpuwatch import config
+from gpuwatch.service import logs
 from gpuwatch.daemon import Daemon
 flags = json.loads(sys.argv[1])
 settings = config.load(environ={}, flags=flags)

@@ -13,7 +13,7 @@ import pytest
 
 from gpuwatch.config import Config, Daemon, Hooks
 from gpuwatch.daemon import Daemon as Wiring
-from gpuwatch.surroundings import StartError
+from gpuwatch.service.preconditions import StartError
 from tests.intake.conftest import Client
 from tests.running_daemon import ROOT, SERVE, RunningDaemon, wait_until
 
@@ -155,7 +155,7 @@ def test_a_logdir_that_cannot_be(tmp_path):
 def test_a_logdir_without_rights(tmp_path):
     code = f"""
 import os, sys
-from gpuwatch.surroundings import StartError, prepare_logdir
+from gpuwatch.service.preconditions import StartError, prepare_logdir
 if os.geteuid() == 0:  # whom rights do not hold
     os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 try:
@@ -170,7 +170,7 @@ except StartError as error:
 
 
 FAULTS = {
-    "detectors": "import gpuwatch.judge as m; m.Judge.turn = fault",
+    "detectors": "import gpuwatch.judging.judge as m; m.Judge.turn = fault",
     "tensorboard": "import gpuwatch.exporters.tensorboard as m; m.TensorBoardExporter.turn = fault",
     "host": "import gpuwatch.samplers.host as m; m.HostSampler.sample = fault",
     "nvml": "import gpuwatch.samplers.supervisor as m; m.Supervisor.turn = fault",
@@ -231,7 +231,8 @@ def test_the_settings_of_the_hooks_are_those_of_the_file(tmp_path, client):
 
 SECOND_WAIT = """
 import json, sys
-from gpuwatch import config, logs
+from gpuwatch import config
+from gpuwatch.service import logs
 from gpuwatch.daemon import Daemon
 settings = config.load(environ={}, flags=json.loads(sys.argv[1]))
 logs.set_up("text", "info")

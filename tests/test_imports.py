@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DAEMON = ROOT / "gpuwatch"
 HOOKS = ROOT / "hooks" / "gpuwatch_hooks"
 STDLIB = sys.stdlib_module_names
-#: Which layers of gpuwatch a layer may import besides itself. "" is the files directly in gpuwatch/, but for LEAVES.
+#: Which layers of gpuwatch a layer may import besides itself.
 LAYERS = {
     "state": set(),
     "detectors": {"state"},
@@ -28,6 +28,8 @@ LAYERS = {
     "report": {"advice", "exporters", "history", "state"},  # the exporters' PNG writer
     "demo": set(),
     "top": {"state", "samplers", "leaves"},
+    "judging": {"state", "detectors", "leaves"},
+    "service": {"leaves"},
     "leaves": set(),
     "cli": {
         "state",
@@ -41,15 +43,16 @@ LAYERS = {
         "history",
         "advice",
         "report",
+        "service",
         "leaves",
         "wiring",
     },
-    "wiring": {"state", "detectors", "intake", "samplers", "exporters", "leaves", "wiring"},
+    "wiring": {"state", "detectors", "intake", "samplers", "exporters", "judging", "service", "leaves", "wiring"},
 }
-#: Files of gpuwatch/ that any layer may know: settings and their kind.
-LEAVES = {"config", "paths", "selfstats", "notify", "logs", "signals", "surroundings", "components"}
+#: Files directly in gpuwatch/ that any layer may know: settings, where the daemon is, its counters.
+LEAVES = {"config", "allowed_values", "paths", "announcement", "selfstats"}
 #: Only these put layers together.
-WIRING = {"daemon", "judge", "moments", "upkeep"}
+WIRING = {"daemon", "upkeep"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "managers", "manager", "types", "misc", "base_utils"}
 MAX_LINES = 500
 
@@ -167,13 +170,18 @@ def test_files_are_short_and_named_after_an_idea():
     assert statistics.quantiles(lengths.values(), n=10)[-1] <= 300
 
 
+def test_each_file_beside_the_wiring_is_known():
+    assert {path.stem for path in DAEMON.glob("*.py")} == LEAVES | WIRING | {"__init__", "__main__"}
+
+
 def test_the_wiring_fits_on_two_screens():
     assert len((DAEMON / "daemon.py").read_text().splitlines()) <= 200
 
 
 LOADED = """
 import json, os, signal, sys, threading, time
-from gpuwatch import config, logs
+from gpuwatch import config
+from gpuwatch.service import logs
 from gpuwatch.daemon import Daemon
 settings = config.load(environ={}, flags=json.loads(sys.argv[1]))
 logs.set_up("text", "info")

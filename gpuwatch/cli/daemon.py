@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from gpuwatch import config, logs, paths
+from gpuwatch import config, paths
 from gpuwatch.config import Config, ConfigError
 from gpuwatch.detectors import registry
 from gpuwatch.samplers.nvml_child import NvmlChild
+from gpuwatch.service import logs
 
 
 @click.command(short_help="Run the sidecar in the foreground.")
@@ -48,7 +49,7 @@ def command(config_file: Path | None, logdir: str | None, listen: str | None, so
     sampler = NvmlChild(settings.sampling, time.monotonic_ns(), {}, skip=set(), only=None) if settings.sampling.gpus else None
 
     from gpuwatch.daemon import Daemon
-    from gpuwatch.surroundings import StartError
+    from gpuwatch.service.preconditions import StartError
 
     try:
         daemon = Daemon(settings, reload=load, sampler=sampler)

@@ -6,10 +6,10 @@ import time
 import pytest
 from gpuwatch_hooks import wire
 
-from gpuwatch import judge as judge_module
 from gpuwatch.detectors.engine import Engine
-from gpuwatch.judge import Judge
-from gpuwatch.moments import COMPARED_POINTS, FIRST_POINTS, Moments
+from gpuwatch.judging import judge as judge_module
+from gpuwatch.judging.judge import Judge
+from gpuwatch.judging.moments import COMPARED_POINTS, FIRST_POINTS, Moments
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.durations import Durations
 from gpuwatch.state.gpus import GpuProcess, HostProcess, HostSample

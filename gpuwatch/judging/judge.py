@@ -11,7 +11,7 @@ import msgspec
 from gpuwatch_hooks import wire
 
 from gpuwatch.detectors.engine import Engine
-from gpuwatch.moments import Moments
+from gpuwatch.judging.moments import Moments
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.records import HistogramRows

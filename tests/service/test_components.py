@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from gpuwatch import components
-from gpuwatch.components import Guard, Worker
 from gpuwatch.selfstats import SelfStats
+from gpuwatch.service import components
+from gpuwatch.service.components import Guard, Worker
 from tests.running_daemon import wait_until
 
 

@@ -7,9 +7,9 @@ import time
 import pytest
 from gpuwatch_hooks import wire
 
-from gpuwatch import judge as judge_module
 from gpuwatch.detectors.engine import Engine
-from gpuwatch.judge import Judge
+from gpuwatch.judging import judge as judge_module
+from gpuwatch.judging.judge import Judge
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.identity import Hello, Identity
 from gpuwatch.state.store import State

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gpuwatch import logs
+from gpuwatch.service import logs
 
 
 @pytest.fixture

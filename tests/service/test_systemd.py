@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from gpuwatch.notify import Notifier
+from gpuwatch.service.systemd import Notifier
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Between state and detectors: which step and which moment a rule is shown, and when."""
