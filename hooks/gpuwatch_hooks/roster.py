@@ -28,6 +28,7 @@ class Entry:
         self.roots = []  # weak references to the modules whose parameters it owns
         self.unnamed = 0
         self.uniform = True  # all gradients are ordinary tensors on one device
+        self.sharded = False  # FullyShardedDataParallel leaves this rank plain tensors that are parts of the model's
         self.training = None  # whether its modules were in train() at the last backward
         self.in_step = 0  # depth: a subclass may call super().step(), and then both fire
         self._listed = None  # the tensors as the groups list them, to be compared by identity
@@ -155,6 +156,7 @@ class Roster:
         if variable:
             entry.label = variable
         entry.roots = found.roots
+        entry.sharded = any(_is_sharded(root()) for root in found.roots)
         names, unnamed = [], 0
         for place, parameter in enumerate(entry.parameters):
             name = self._given_name(parameter) or found.name(parameter)
@@ -202,6 +204,12 @@ class Roster:
                 groups.append("%s/%s" % (label, name) if several else name)
         self._session.names("optimizer", self._version, 0, labels)
         self._session.names("group", self._version, 0, groups)
+
+
+def _is_sharded(module):
+    # DTensors say so themselves; the plain tensors of FullyShardedDataParallel do not. NO_SHARD replicates.
+    handles = [inner.__dict__.get("_handle") for inner in module.modules()] if module is not None else ()
+    return any(getattr(handle, "uses_sharded_strategy", False) is True for handle in handles)
 
 
 def _labels(entries):

@@ -3,6 +3,7 @@
 torch's clip functions look `_get_total_norm` and `_clip_grads_with_norm_` up in their module at each call, so a wrapper there
 also sees loops that did `from torch.nn.utils import clip_grad_norm_`. Torch before 2.6 has no such functions: there the
 public names are wrapped. `clip_grad_value_` asks `_group_tensors_by_device_and_dtype` of the same module.
+FullyShardedDataParallel has a `clip_grad_norm_` of its own, which asks none of these.
 """
 
 import math
@@ -10,9 +11,12 @@ import sys
 import time
 
 from .. import discovery
+from ..post_import import Waiter
 from .gradients import versions
 
 _now = time.perf_counter_ns
+#: Not imported for our sake: it takes 1.3 s, and most jobs do without.
+_SHARDING = "torch.distributed.fsdp.fully_sharded_data_parallel"
 #: How often the variables of the loop are searched for an optimizer that has not stepped yet.
 SEARCHES = 3
 
@@ -53,6 +57,20 @@ class ClippingProbe:
                 wrap(owner, "clip_grad_norm_", lambda original: _both(original, before, clipped))
         if hasattr(clip_grad, "_group_tensors_by_device_and_dtype"):
             wrap(clip_grad, "_group_tensors_by_device_and_dtype", lambda original: _first(original, by_value))
+        self._waiter = Waiter({_SHARDING: self._wrap_sharded}, lambda error: guard.fault(self.name, error))
+        self._waiter.begin()
+
+    def remove(self):
+        """Stop waiting for an import; the ledger takes the wrappers out."""
+        self._waiter.leave()
+
+    def _wrap_sharded(self, module):
+        guard, ledger = self._recorder.session.guard, self._recorder.session.ledger
+        before, clipped = guard.wrap(self.name, self._before_sharded), guard.wrap(self.name, self._clipped)
+        ledger.wrap(module.FullyShardedDataParallel, "clip_grad_norm_", lambda original: _method(original, before, clipped))
+
+    def _before_sharded(self, model):
+        self._before([p.grad for p in model.parameters() if p.grad is not None])
 
     def after(self, part):
         """The clip's limit, and what it left of the norm where that was not measured."""
@@ -162,6 +180,16 @@ def _then(original, after):
         return result
 
     return wrapper
+
+
+def _method(original, before, after):
+    def clip_grad_norm_(self, max_norm, *args, **kwargs):
+        before(self)
+        total_norm = original(self, max_norm, *args, **kwargs)
+        after(self, max_norm, total_norm)
+        return total_norm
+
+    return clip_grad_norm_
 
 
 def _both(original, before, after):

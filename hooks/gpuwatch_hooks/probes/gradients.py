@@ -81,7 +81,7 @@ class GradientsProbe:
         )
         if reading.unreadable:
             self._say(entry, reading.unreadable)
-        if reading.sharded and not self._told_sharded:
+        if (reading.sharded or entry.sharded) and not self._told_sharded:
             # Adding the ranks' squares up would take a collective, which other ranks may not be ready for: the norms are
             # this rank's part, and whoever reads them must know.
             self._told_sharded = True

@@ -1,4 +1,7 @@
-"""One of two gloo ranks: `ranks.py MODE RANK RENDEZVOUS_FILE` trains two or three steps and prints what its hooks recorded."""
+"""One of two gloo ranks: `ranks.py MODE RANK RENDEZVOUS_FILE` trains three steps and prints what its hooks recorded.
+
+MODE: ddp, fsdp (fully_shard), fsdp1 and fsdp1-flat (FullyShardedDataParallel, which clips by a method of its own).
+"""
 
 import json
 import sys
@@ -13,7 +16,10 @@ from torch import nn
 from tests.hooks.recording import recording
 from tests.hooks.traps.truth import norm
 
-COLLECTIVES = ("all_reduce", "all_gather", "broadcast", "reduce_scatter_tensor", "all_gather_into_tensor", "barrier")
+
+def collectives():
+    """How many this rank has taken part in, whoever has started them: gloo counts them itself."""
+    return dist.group.WORLD._get_backend(torch.device("cpu"))._get_sequence_number_for_group()
 
 
 def main():
@@ -31,15 +37,16 @@ def main():
         for layer in (model[0], model[2]):
             fully_shard(layer, mesh=mesh)
         model = plain = fully_shard(model, mesh=mesh)
+    elif mode.startswith("fsdp1"):
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        whole = mode == "fsdp1"
+        model = plain = FullyShardedDataParallel(model, use_orig_params=whole, device_id=torch.device("cpu"))
     else:
         model = nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     torch.manual_seed(100 + rank)
-    local = []
-    called = []
-    for name in COLLECTIVES:
-        original = getattr(dist, name)
-        setattr(dist, name, lambda *a, _name=name, _original=original, **k: called.append(_name) or _original(*a, **k))
+    local, clipped = [], []
     with recording() as session:
         for _ in range(3):
             optimizer.zero_grad()
@@ -56,12 +63,18 @@ def main():
                 local.append(sum(p.grad.to_local().double().square().sum().item() for p in parameters) ** 0.5)
             else:
                 local.append(norm(parameters))
-            called.clear()
+            if mode.startswith("fsdp1"):
+                model.clip_grad_norm_(0.1)
+                clipped.append(norm(parameters))
+            before = collectives()
+            assert before > 0
             optimizer.step()
-            assert called == [], called
+            assert collectives() == before
     found = {
         "truth": local,
         "norms": [part.values["grad_norm"] for part in session.parts()],
+        "clipped": clipped,
+        "norms_clipped": [part.values.get("grad_norm_clipped") for part in session.parts()],
         "micro_batches": [part.values["micro_batches"] for part in session.parts()],
         "names": session.tables["tensor"][1],
         "ratios": [part.values.get("update_ratio") for part in session.parts()],

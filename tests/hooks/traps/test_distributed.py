@@ -1,4 +1,4 @@
-"""Traps 10, 11 and 14: what ranks see after the reduction, what a shard sees, and that the hooks start no collective."""
+"""Traps 10 to 12 and 14: what ranks see after the reduction, what a shard sees, and that the hooks start no collective."""
 
 import json
 import subprocess
@@ -50,4 +50,17 @@ def test_a_shard_reports_its_own_part(ranks):
     for found in (first, second):
         assert found["norms"] == pytest.approx(found["truth"], rel=2e-6)
         assert found["names"] == NAMES
+        assert {"sharded": True} in found["told"]
+
+
+@pytest.mark.parametrize("mode", ["fsdp1", "fsdp1-flat"])
+def test_fully_sharded_data_parallel(ranks, mode):
+    """Trap 12: its gradients are plain tensors, so nothing but the wrapper tells that they are parts; and it clips inside."""
+    first, second = ranks(mode)
+    assert first["norms"] != second["norms"]
+    for found in (first, second):
+        assert found["norms"] == pytest.approx(found["truth"], rel=2e-6)
+        assert found["norms_clipped"] == pytest.approx(found["clipped"], rel=1e-5)
+        assert max(found["norms_clipped"]) < 0.1 < min(found["norms"])
+        assert found["names"] == (NAMES if mode == "fsdp1" else ["_flat_param"])
         assert {"sharded": True} in found["told"]
