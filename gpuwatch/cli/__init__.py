@@ -13,33 +13,44 @@ import gpuwatch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Subcommand -> what the overview says of it; module gpuwatch.cli.NAME has it as `command`.
-COMMANDS = {
-    "demo": "Train a small model under gpuwatch and show what it finds.",
-    "run": "Start a training command with the hooks in it.",
-    "lr-find": "Find a learning rate by a range test in your own loop.",
-    "trace": "Take a profiler trace of a running job.",
-    "snapshot": "Write a snapshot of the CUDA allocator.",
-    "stacks": "Print the Python stacks of a job, by py-spy.",
-    "probe": "Measure mixed precision in the running job.",
-    "daemon": "Run the sidecar in the foreground.",
-    "attach": "Put the hooks into a job that already runs.",
-    "detach": "Take the hooks out of a running job.",
-    "ps": "List Python processes: which train, which can be attached to.",
-    "runs": "List recorded and live runs.",
-    "status": "Show the health of one run.",
-    "top": "Show GPUs, processes and training jobs live.",
-    "compare": "Compare runs: accuracy and its gap, speed, memory.",
-    "report": "Write one page about a run, with pictures.",
-    "advise": "Say what would speed this run up next.",
-    "alerts": "List findings, or follow them as they come.",
-    "explain": "Say what a rule means and what to do.",
-    "dashboards": "Write the Grafana dashboards to a folder.",
-    "rules": "Write the Prometheus rules to a folder.",
-    "pause": "Stop sampling the GPUs; --release lets go of the driver.",
-    "resume": "Sample the GPUs again after a pause.",
-    "doctor": "Check what works here and how to fix what does not.",
+#: What somebody wants -> its subcommands -> what the overview says of each; module gpuwatch.cli.NAME has it as `command`.
+SECTIONS = {
+    "Record a training": {
+        "demo": "Train a small model under gpuwatch and show what it finds.",
+        "run": "Start a training command with the hooks in it.",
+        "ps": "List Python processes: which train, which can be attached to.",
+        "attach": "Put the hooks into a job that already runs.",
+        "detach": "Take the hooks out of a running job.",
+    },
+    "Look at it": {
+        "status": "Show the health of one run.",
+        "runs": "List recorded and live runs.",
+        "alerts": "List findings, or follow them as they come.",
+        "explain": "Say what a rule means and what to do.",
+        "top": "Show GPUs, processes and training jobs live.",
+    },
+    "Learn from it": {
+        "report": "Write one page about a run, with pictures.",
+        "compare": "Compare runs: accuracy and its gap, speed, memory.",
+        "advise": "Say what would speed this run up next.",
+        "lr-find": "Find a learning rate by a range test in your own loop.",
+        "probe": "Measure mixed precision in the running job.",
+    },
+    "Look inside while it runs": {
+        "trace": "Take a profiler trace of a running job.",
+        "snapshot": "Write a snapshot of the CUDA allocator.",
+        "stacks": "Print the Python stacks of a job, by py-spy.",
+    },
+    "Look after a node": {
+        "doctor": "Check what works here and how to fix what does not.",
+        "daemon": "Run the sidecar in the foreground.",
+        "pause": "Stop sampling the GPUs; --release lets go of the driver.",
+        "resume": "Sample the GPUs again after a pause.",
+        "dashboards": "Write the Grafana dashboards to a folder.",
+        "rules": "Write the Prometheus rules to a folder.",
+    },
 }
+COMMANDS = {name: summary for commands in SECTIONS.values() for name, summary in commands.items()}
 
 _EPILOG = """\b
 Completion, for instance in ~/.bashrc (zsh_source and fish_source likewise):
@@ -68,8 +79,10 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        for heading, commands in SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), summary) for name, summary in commands.items()])
 
 
 @click.command(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -32,7 +32,7 @@ _WIDTH = 110
 
 @click.command(short_help="Say what would speed this run up next.")
 @click.argument("run", required=False, shell_complete=recorded.complete)
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print the stations as an array.")
 def command(run: str | None, logdir: Path | None, as_json: bool) -> None:
     """Where RUN stands on the roadmap FP32, mixed precision, accumulation, distributed, quantisation, and what comes next.

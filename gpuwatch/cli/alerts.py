@@ -43,7 +43,7 @@ class _Entry(NamedTuple):
 @click.command(short_help="List findings, or follow them as they come.")
 @click.argument("run", required=False, shell_complete=recorded.complete)
 @click.option("--follow", "-f", is_flag=True, help="Go on: print each finding as it opens, grows more severe or closes.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print an array of objects; with --follow, one object a line.")
 def command(run: str | None, follow: bool, logdir: Path | None, as_json: bool) -> None:
     """List the findings of RUN, or of every run in the log directory, the newest last.

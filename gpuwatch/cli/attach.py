@@ -27,7 +27,9 @@ _WORDS = {"installed": "attached", "already": "hooks are in it already"}
 @click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
 @click.option("--duration", type=click.FloatRange(min=0.1), metavar="S", help="Detach again after S seconds.")
 @click.option("--name", metavar="N", help="What the run is called; the program and the time, when not given.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Record here, with a daemon for this attach alone.")
+@click.option(
+    "--logdir", type=click.Path(path_type=Path), metavar="DIR", help="Record here, with a daemon for this attach alone."
+)
 @click.option("--method", type=click.Choice(attacher.METHODS), default="auto", show_default=True, help="Which way in.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds to wait at most.  [default: 10; with --wait: 600]")
 @click.option(

@@ -25,7 +25,7 @@ _RATIO_COLUMNS = ("speed-up", "saved")
 
 @click.command(short_help="Compare runs: accuracy and its gap, speed, memory.")
 @click.argument("runs", nargs=-1, required=True, shell_complete=recorded.complete, metavar="RUN RUN...")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print an array with one object for each run.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
 def command(runs: tuple[str, ...], logdir: Path | None, as_json: bool, as_markdown: bool) -> None:

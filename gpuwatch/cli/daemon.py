@@ -16,10 +16,10 @@ from gpuwatch.service import logs
 
 
 @click.command(short_help="Run the sidecar in the foreground.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="F", help="Read this gpuwatch.toml.")
-@click.option("--logdir", type=click.Path(), metavar="D", help="Record runs below this folder [default: runs].")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Read this gpuwatch.toml.")
+@click.option("--logdir", type=click.Path(), metavar="DIR", help="Record runs below this folder [default: runs].")
 @click.option("--listen", metavar="ADDR:PORT", help="Serve metrics here [default: 127.0.0.1:9877]; port 0 takes a free one.")
-@click.option("--socket", type=click.Path(), metavar="P", help="Hear training processes at this socket.")
+@click.option("--socket", type=click.Path(), metavar="PATH", help="Hear training processes at this socket.")
 def command(config_file: Path | None, logdir: str | None, listen: str | None, socket: str | None) -> None:
     """Hear the training processes of this node, record, judge and export; until SIGTERM or Ctrl-C.
 

@@ -27,7 +27,9 @@ _SETTLING_SECONDS = 6.0
     "--seconds", type=click.FloatRange(_SETTLING_SECONDS, 3600), default=20.0, show_default=True, help="How long to train."
 )
 @click.option("--no-browser", is_flag=True, help="Do not open the daemon's page in a browser.")
-@click.option("--logdir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Record here.")
+@click.option(
+    "--logdir", type=click.Path(path_type=Path), metavar="DIR", default=Path("runs"), show_default=True, help="Record here."
+)
 def command(seconds: float, no_browser: bool, logdir: Path) -> None:
     """Train a small network on handwritten digits under `gpuwatch run`, with a daemon of its own.
 

@@ -18,7 +18,9 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "r
 
 
 @click.command(short_help="Check what works here and how to fix what does not.")
-@click.option("--logdir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs go.")
+@click.option(
+    "--logdir", type=click.Path(path_type=Path), metavar="DIR", default=Path("runs"), show_default=True, help="Where runs go."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {check, state, detail, fix}.")
 def command(logdir: Path, as_json: bool) -> None:
     """Check what works here: driver, permissions, socket, port, torch, Prometheus, TensorBoard.

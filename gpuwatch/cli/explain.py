@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 
 import click
 
@@ -17,7 +18,8 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 @click.command(short_help="Say what a rule means and what to do.")
 @click.argument("rule", required=False, shell_complete=_complete)
-def command(rule: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print an array of {rule, severity, title, page}.")
+def command(rule: str | None, as_json: bool) -> None:
     """Say what RULE means, how it is measured against which threshold, and what to do about it; without RULE, list all.
 
     \b
@@ -27,15 +29,21 @@ def command(rule: str | None) -> None:
     from gpuwatch.detectors import pages
     from gpuwatch.detectors.registry import BY_NAME
 
-    if rule is None:
-        width = max(map(len, BY_NAME))
-        for name, each in BY_NAME.items():
-            click.echo(f"{name:<{width}}  {each.severity:<8}  {pages.title(each)}")
-        return
-    known = BY_NAME.get(rule)
-    if known is None:
+    known = BY_NAME if rule is None else {rule: BY_NAME[rule]} if rule in BY_NAME else {}
+    if rule is not None and not known:
         close = difflib.get_close_matches(rule, BY_NAME, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "gpuwatch explain lists them"
         raise click.UsageError(f"no rule {rule!r}; {hint}")
-    for line in pages.page(known).splitlines():
-        click.echo(paint(line, "", bold=True) if line.startswith("#") else line)
+    if as_json:
+        facts = [
+            {"rule": name, "severity": each.severity, "title": pages.title(each), "page": pages.page(each)}
+            for name, each in known.items()
+        ]
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    elif rule is None:
+        width = max(map(len, known))
+        for name, each in known.items():
+            click.echo(f"{name:<{width}}  {each.severity:<8}  {pages.title(each)}")
+    else:
+        for line in pages.page(known[rule]).splitlines():
+            click.echo(paint(line, "", bold=True) if line.startswith("#") else line)

@@ -43,7 +43,7 @@ def command() -> None:
 @click.option("--drop", is_flag=True, help="In a job under autocast, do not apply the float32 steps either.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before batches are dropped.")
 @click.option("--timeout", type=click.FloatRange(min=1.0), default=600.0, show_default=True, help="Seconds to wait at most.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where the run is recorded; as the daemon would, if not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one object.")
 def amp(
     *, target: str, steps: int, dtype: str | None, drop: bool, yes: bool, timeout: float, logdir: Path | None, as_json: bool

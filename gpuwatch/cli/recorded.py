@@ -14,6 +14,14 @@ from gpuwatch.state import summary
 from gpuwatch.state.directories import SUMMARY_NAME, reduce_name
 from gpuwatch.state.summary import RunSummary
 
+#: --logdir of every command that reads runs.
+logdir_option = click.option(
+    "--logdir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Look for runs below DIR [default: where the daemon records, else ./runs].",
+)
+
 
 class Recorded(NamedTuple):
     """One process of a run (a rank and attempt), and where it is recorded."""

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Write one page about a run, with pictures.")
 @click.argument("run", required=False, shell_complete=recorded.complete)
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@recorded.logdir_option
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    metavar="F",
+    metavar="FILE",
     help="F.html or F.md; RUN.html when not given.",
 )
 def command(run: str | None, logdir: Path | None, output: Path | None) -> None:

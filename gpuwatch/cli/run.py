@@ -44,7 +44,7 @@ class Options(NamedTuple):
     context_settings={"allow_interspersed_args": False},
 )
 @click.option("--name", metavar="N", help="What the run is called; its program and the time, when not given.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Record here, with a daemon for this run alone.")
+@click.option("--logdir", type=click.Path(path_type=Path), metavar="DIR", help="Record here, with a daemon for this run alone.")
 @click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
 @click.option("--lr-find", is_flag=True, help="Begin with a learning-rate range test, then train as if it had not been.")
 @click.option("--amp-probe", is_flag=True, help="Measure mixed precision early in the run (gpuwatch probe amp --help).")

@@ -23,7 +23,7 @@ STATUS_COLOURS = {"live": "green", "finished": "", "failed": "red", "lost": "red
 
 
 @click.command(short_help="List recorded and live runs.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print an array with one object for each process of each run.")
 def command(logdir: Path | None, as_json: bool) -> None:
     """List recorded and live runs, the newest last.

@@ -18,9 +18,9 @@ _AT_ERROR = "out_of_memory"
 @click.argument("target", metavar="PID|RUN", shell_complete=recorded.complete)
 @click.option("--rank", type=click.IntRange(0), default=0, show_default=True, help="Which rank of the run.")
 @click.option("--at-error", is_flag=True, help="The one that was taken when memory ran out, also of a run that has ended.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="F", help="F.pickle")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="F.pickle")
 @click.option("--timeout", type=click.FloatRange(min=1.0), default=60.0, show_default=True, help="Seconds to wait at most.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where the run is recorded; as the daemon would, if not given.")
+@recorded.logdir_option
 def command(*, target: str, rank: int, at_error: bool, output: Path | None, timeout: float, logdir: Path | None) -> None:
     """Write what CUDA's caching allocator holds, segment by segment, for pytorch.org/memory_viz.
 

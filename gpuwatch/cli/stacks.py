@@ -20,7 +20,7 @@ _MISSING = "py-spy is not here: pip install py-spy, or pip install 'gpuwatchd[st
 @click.command(short_help="Print the Python stacks of a job, by py-spy.")
 @click.argument("target", metavar="PID|RUN", shell_complete=recorded.complete)
 @click.option("--native", is_flag=True, help="With the frames of C and C++.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where the run is recorded; as the daemon would, if not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {pid, rank, threads}.")
 def command(target: str, native: bool, logdir: Path | None, as_json: bool) -> None:
     """Print the stack of every thread of every rank: where a job hangs, or which rank waits for the others.

@@ -16,7 +16,7 @@ from gpuwatch.state.summary import jsonable
 
 @click.command(short_help="Show the health of one run.")
 @click.argument("run", required=False, shell_complete=recorded.complete)
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where to look; as the daemon would, when not given.")
+@recorded.logdir_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything known of each rank.")
 def command(run: str | None, logdir: Path | None, as_json: bool) -> None:
     """Show the health of RUN: step, rate, loss, gradients, loss scale, phases, memory, findings.

@@ -31,7 +31,7 @@ _NO_TEXTUAL = (
 @click.option("--once", is_flag=True, help="Print what there is now and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print what there is now as one JSON object and end.")
 @click.option("--readonly", is_flag=True, help="Leave out everything that could touch a process.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Show the runs recorded here.")
+@click.option("--logdir", type=click.Path(path_type=Path), metavar="DIR", help="Show the runs recorded here.")
 def command(once: bool, as_json: bool, readonly: bool, logdir: Path | None) -> None:
     """Show GPUs, the processes on them and the training jobs, live.
 

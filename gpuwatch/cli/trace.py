@@ -17,9 +17,9 @@ _MAX_STEPS = 100
 @click.argument("target", metavar="PID|RUN", shell_complete=recorded.complete)
 @click.option("--steps", type=click.IntRange(1, _MAX_STEPS), default=3, show_default=True, help="Training steps to trace.")
 @click.option("--rank", type=click.IntRange(0), default=0, show_default=True, help="Which rank of the run.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="F", help="F.json or F.json.gz.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="F.json or F.json.gz.")
 @click.option("--timeout", type=click.FloatRange(min=1.0), default=120.0, show_default=True, help="Seconds to wait at most.")
-@click.option("--logdir", type=click.Path(path_type=Path), help="Where the run is recorded; as the daemon would, if not given.")
+@recorded.logdir_option
 def command(*, target: str, steps: int, rank: int, output: Path | None, timeout: float, logdir: Path | None) -> None:
     """Run torch's profiler for a few steps inside a job that trains, and write a trace for Perfetto or chrome://tracing.
 

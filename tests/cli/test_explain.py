@@ -1,5 +1,7 @@
 """`gpuwatch explain`: one text with docs/rules/."""
 
+import json
+
 import pytest
 
 from gpuwatch.detectors.registry import BY_NAME
@@ -36,3 +38,12 @@ def test_without_a_rule_all_are_listed(gpuwatch):
 def test_rules_are_completed_in_the_shell(gpuwatch, environ):
     asked = {**environ, "_GPUWATCH_COMPLETE": "bash_complete", "COMP_WORDS": "gpuwatch explain loss_s", "COMP_CWORD": "2"}
     assert gpuwatch(env=asked).stdout.splitlines() == ["plain,loss_spike", "plain,loss_scale_collapse"]
+
+
+def test_rules_as_json(gpuwatch):
+    everything = json.loads(gpuwatch("explain", "--json").stdout)
+    assert [each["rule"] for each in everything] == list(BY_NAME)
+    assert {each["severity"] for each in everything} == {"critical", "warning", "info"}
+    (one,) = json.loads(gpuwatch("explain", "--json", "loss_spike").stdout)
+    assert one["page"].startswith("# loss_spike")
+    assert one["title"] in one["page"]
