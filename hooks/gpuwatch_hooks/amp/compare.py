@@ -73,8 +73,8 @@ def compare_amp(step, model, optimizer, dtype=None, scaler=None, rounds=6, block
                 watch.forget_peak()
             step()
             watch.lap(index)
-        for index, seconds, peak in watch.laps(wait=True):
-            plan.add(index, seconds, peak)
+        for lap in watch.laps(wait=True):
+            plan.add(lap.label, lap.seconds, lap.peak_bytes)
     finally:
         switch.remove()
         if before is not None:

@@ -5,14 +5,19 @@ a step, from another thread or between two bytecodes of this one, it still has t
 """
 
 from .. import keepsake, patching, untraced
+from . import stopwatch
 
 
 class Dropping:
-    """While `on` is set, each step of `optimizers` is dropped. `opening` before its first forward pass, `ended` behind it."""
+    """While `on` is set, each step of `optimizers` is dropped. `opening` before its first forward pass, `ended` behind it.
 
-    def __init__(self, modules, optimizers, scalers):
+    `watch`, a Stopwatch, is told of the updates, of those too that are taken while `on` is not set.
+    """
+
+    def __init__(self, modules, optimizers, scalers, watch):
         self.on = False
         self.count = 0
+        self._watch = watch
         self._modules, self._scalers = modules, scalers
         self._optimizers = list(optimizers)
         self._kept = None
@@ -38,8 +43,10 @@ class Dropping:
             if self._over:  # read behind the mark: `leave` looks at them in the other order
                 self._under_way = False
                 return False
+            self._watch.apart(stopwatch.OURS)
             if self._kept is None or not self._kept.renew():
                 self._kept = keepsake.Keepsake(self._modules, (), self._scalers, weights=False)
+            self._watch.together()
         return True
 
     def ended(self):
@@ -63,13 +70,13 @@ class Dropping:
         closure = kwargs.get("closure") if "closure" in kwargs else args[1] if len(args) > 1 else None
         if not callable(closure):
             self._hide(optimizer)
-            return None
-        if not self.on:
+            self._watch.apart(stopwatch.UPDATE)
             return None
 
         def dropped(*closure_args, **closure_kwargs):
             result = closure(*closure_args, **closure_kwargs)
             self._hide(optimizer)
+            self._watch.apart(stopwatch.UPDATE)
             return result
 
         untraced.hide(dropped)
@@ -86,6 +93,7 @@ class Dropping:
                     parameter.grad = None
 
     def _after(self, optimizer, _args, _kwargs):
+        self._watch.together()
         for parameter, gradient in self._hidden.pop(id(optimizer), ()):
             if parameter.grad is None:
                 parameter.grad = gradient

@@ -145,7 +145,7 @@ class LiveProbe:
             if part.step + LOOK_STEPS + 1 >= self._first_step:
                 self._look(part)
             return
-        if self._index >= 0:
+        if 0 <= self._index < self._plan.steps:  # a later one would keep the list from ever being empty
             self._watch.lap(self._index)
         if self._dropping is not None:
             self._dropping.ended()
@@ -155,11 +155,14 @@ class LiveProbe:
         block = self._plan.block_of(self._index)
         if self._index % self._plan.block_steps == 0:
             self._change(block)
-        for index, seconds, peak in self._watch.laps():
-            self._plan.add(index, seconds, peak)
+        own = self._plan.variants.index(self._own)
+        for lap in self._watch.laps():
+            taken = lap.update_seconds if self._plan.variant_of(lap.label) == own else 0.0
+            self._plan.add(lap.label, lap.seconds, lap.peak_bytes, taken)
         # One iteration more: a scheduler may still take the step that belongs to the last dropped one.
         if block is None and self._index > self._plan.steps and self._watch.is_empty():
             self._tell(part)
+        self._watch.lap(None)  # what was put back here is no part of the next step
 
     def _change(self, block):
         """A block ends and another one begins, or none does."""
@@ -168,11 +171,8 @@ class LiveProbe:
         self._switch.set(variant if foreign else None)
         if self._dropping is not None:
             self._dropping.on = foreign
-        if block is None:
-            return
-        if self._index == 0:
-            self._watch.lap(None)
-        self._watch.forget_peak()
+        if block is not None:
+            self._watch.forget_peak()
 
     def _look(self, part):
         """Ordinary steps first: how does this job call its model, and can it be probed?"""
@@ -200,10 +200,10 @@ class LiveProbe:
         reason = agreement.reason_against(self._ticket, self._reason_against(call, half, drops))
         if reason is not None:
             raise RefusedError(reason)
-        if drops:
-            self._dropping = Dropping(self._modules(), self._optimizers(), self._scalers())
         self._plan = Plan(["float32", half], self._rounds, self._block_steps, self._seed)
         self._watch = Stopwatch(self._device)
+        if drops:
+            self._dropping = Dropping(self._modules(), self._optimizers(), self._scalers(), self._watch)
         self._advance(part)
 
     # -------------------------------------------------------------------------------------------------------- refusals
