@@ -11,8 +11,9 @@ import math
 
 from .. import wire
 from . import small
-from .cpu_norms import ROW_ENTRIES, norms
+from .cpu_norms import norms
 from .exact import SAFE_LARGEST, SAFE_SMALLEST, exact_row
+from .few import ROW_ENTRIES
 
 __all__ = ["histograms", "norms", "table"]
 
