@@ -11,7 +11,7 @@ from torch import nn
 from tests.hooks.recording import recording
 
 REQUEST = {"first_step": 5, "rounds": 3, "block_steps": 3, "seed": 5, "ticket": 7}
-FORWARD, HALF_FORWARD, UPDATE = 0.02, 0.01, 0.02
+FORWARD, HALF_FORWARD, UPDATE = 0.02, 0.01, 0.04
 
 
 class Slow(torch.optim.SGD):
@@ -64,8 +64,8 @@ def test_the_update_is_in_both_times(has_closure, autocast):
     assert facts["amp_probe_failed"] == ""
     assert facts["amp_probe_dropped_batches"] == 3 * (3 + 2)
     expected = (FORWARD + UPDATE) / (HALF_FORWARD + UPDATE)
-    # Without the update in the dropped steps: 4.0 for the job in float32, 0.67 for the one under autocast.
-    assert 0.85 * expected < facts["amp_speedup_ratio"] < 1.3 * expected
+    # 1.2; were the update left out of the dropped steps only, 6.0 and 0.33; of all, 2.0.
+    assert 0.85 * expected < facts["amp_speedup_ratio"] < 1.25 * expected
 
 
 def test_an_update_is_added_to_every_block():
