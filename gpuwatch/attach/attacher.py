@@ -206,7 +206,7 @@ def _by_gdb(process: Process, make_text: MakeText, blob: bytes, timeout_seconds:
     path = Path(placed_file.outside(process, report))
     try:
         while ran and time.monotonic() < deadline:
-            if answer := path.read_text():
+            if answer := path.read_text(encoding="utf-8", errors="replace"):
                 return answer, stopped
             time.sleep(_POLL_SECONDS)
     finally:

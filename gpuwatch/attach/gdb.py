@@ -71,7 +71,9 @@ def request(
 def _run(pid: int, commands: str, timeout_seconds: float) -> None:
     call = ["gdb", "-p", str(pid), "-batch", "-nx", "-iex", "set auto-solib-add off", "-iex", "set debuginfod enabled off"]
     call += ["-ex", "sharedlibrary libpython", "-x", commands]
-    debugger = subprocess.Popen(call, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    debugger = subprocess.Popen(
+        call, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     try:
         said, _ = debugger.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:

@@ -118,7 +118,8 @@ def driver(logdir: Path) -> Result:  # noqa: ARG001
         answer = subprocess.run(
             [sys.executable, "-P", "-m", "gpuwatch.samplers.nvml_worker", "--probe"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_NVML_SECONDS,
             stdin=subprocess.DEVNULL,
             check=False,
@@ -169,7 +170,7 @@ def _driver_fix() -> str:
 def ptrace(logdir: Path) -> Result:  # noqa: ARG001
     """What a debugger or py-spy may do here. `gpuwatch run` needs none of it."""
     scope = Path("/proc/sys/kernel/yama/ptrace_scope")
-    level = scope.read_text().strip() if scope.exists() else "0"
+    level = scope.read_text(encoding="ascii").strip() if scope.exists() else "0"
     if level == "0" or os.geteuid() == 0:
         return Result("ptrace", "ok", f"processes of your own can be inspected (ptrace_scope {level})")
     return Result(

@@ -80,7 +80,8 @@ def ask(interpreter: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
             env=dict(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_ASK_SECONDS,
             check=False,
         )

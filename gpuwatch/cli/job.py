@@ -127,7 +127,7 @@ class Job:
             if pid == self._process.pid:
                 return True
             try:
-                pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
             except (OSError, ValueError, IndexError):
                 return False
         return False

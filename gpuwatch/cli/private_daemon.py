@@ -148,7 +148,7 @@ class PrivateDaemon:
                 return
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
         return (lines[-1] if lines else "it said nothing").removeprefix("Error: ")
 
 

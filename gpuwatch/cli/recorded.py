@@ -173,7 +173,7 @@ def _latest_attempts(found: list[Recorded]) -> list[Recorded]:
 
 def _is_alive(pid: int, start_ticks: int) -> bool:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return False
     return fields[0] != "Z" and start_ticks in {0, int(fields[19])}

@@ -48,14 +48,14 @@ def command(run: str | None, logdir: Path | None, output: Path | None) -> None:
     page: Page = content.page(summaries, statuses, subject.past, subject.measures, roadmap(subject))
     try:
         if target.suffix.lower().startswith(".htm"):
-            target.write_text(as_html.render(page))
+            target.write_text(as_html.render(page), encoding="utf-8")
         else:
             text, files = as_markdown.render(page, f"{target.stem}_pictures")
             folder = target.with_name(f"{target.stem}_pictures")
             folder.mkdir(exist_ok=True)
             for name, svg in files.items():
-                (folder / name).write_text(svg)
-            target.write_text(text)
+                (folder / name).write_text(svg, encoding="utf-8")
+            target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(
             f"{error.filename or target} cannot be written ({error.strerror}); choose another with -o"

@@ -57,7 +57,7 @@ class Sentinel:
 
     def _pending(self) -> set[signal.Signals]:
         try:
-            with open(f"/proc/{self._pid}/status") as status:
+            with open(f"/proc/{self._pid}/status", encoding="utf-8", errors="replace") as status:
                 bits = next(int(line.split()[1], 16) for line in status if line.startswith("ShdPnd:"))
         except (OSError, StopIteration):
             return set()

@@ -66,7 +66,9 @@ def _py_spy() -> str:
 def _dump(py_spy: str, pid: int, *, native: bool, as_json: bool) -> subprocess.CompletedProcess[str]:
     command_line = [py_spy, "dump", "--pid", str(pid), *(["--native"] if native else []), *(["--json"] if as_json else [])]
     try:
-        return subprocess.run(command_line, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        return subprocess.run(
+            command_line, capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command_line, 1, "", f"py-spy did not finish in {_SECONDS:g} s")
 

@@ -19,7 +19,7 @@ def render(page: Page) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{html.escape(page.title)}</title><style>{_STYLE.read_text()}</style></head><body><main>"
+        f"<title>{html.escape(page.title)}</title><style>{_STYLE.read_text(encoding='utf-8')}</style></head><body><main>"
         f'<header><h1>{html.escape(page.title)}</h1><p>{html.escape(page.subtitle)}</p><ul class="tiles">{tiles}</ul></header>'
         f"{body}</main></body></html>\n"
     )

@@ -33,7 +33,7 @@ def _stat(pid: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """(parent, start time) of a process; (0, -1) of one that is gone. Each is read once."""
     if pid not in known:
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             known[pid] = (int(fields[1]), int(fields[19]))
         except (OSError, IndexError, ValueError):
             known[pid] = (0, -1)

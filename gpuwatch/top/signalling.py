@@ -40,6 +40,6 @@ def send(row: ProcessRow, number: signal.Signals) -> str:
 def _start_ticks(pid: int) -> int:
     """Field 22 of /proc/PID/stat; -1 when the process has gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return -1
