@@ -53,7 +53,12 @@ def histogram(step: int, counts: dict[int, int], tensors: int = 1) -> HistogramR
 
 
 class Simulation:
-    """One run under all rules (or under `settings`). `findings` keeps every change that the engine reported."""
+    """One run under all rules (or under `settings`). `findings` keeps every change that the engine reported.
+
+    A rule that raises fails the test, unless it is not `strict`: in a run it would be switched off, and then finds nothing.
+    """
+
+    strict = True
 
     def __init__(self, layers: list[str] | None = None, numels: list[int] | None = None, settings: dict | None = None) -> None:
         self.run = make_run(layers, numels)
@@ -81,6 +86,7 @@ class Simulation:
             for step in self.run.observe(part):
                 changed += self.engine.observe(self.run, step)
         self.findings += changed
+        assert not self.strict or not self.engine.faults, self.engine.faults
         return changed
 
     def tell(self, code: str, step: int, value: float, text: str = "") -> None:
@@ -95,6 +101,7 @@ class Simulation:
         """One moment under the rules that look at moments."""
         changed = self.engine.look(self.run, moment)
         self.findings += changed
+        assert not self.strict or not self.engine.faults, self.engine.faults
         return changed
 
     @property

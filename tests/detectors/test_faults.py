@@ -136,11 +136,13 @@ def test_a_small_single_spike_is_only_info_and_a_smooth_run_shows_a_sustained_on
     assert simulation.opened[1].first_step == 342
 
 
-def test_nothing_is_judged_in_the_warm_up() -> None:
+@pytest.mark.parametrize(("at", "found"), [(49, set()), (50, set()), (52, {"exploding_gradient", "loss_spike"})])
+def test_nothing_is_judged_in_the_warm_up(at: int, found: set[str]) -> None:
+    """Trap 37: also after a restart. The twin, two steps later, shows that the jump itself is one."""
     simulation = Simulation()
-    for step in range(1, 50):
-        simulation.advance({"grad_norm": 1e6 if step == 49 else 1.0, "loss": 1e6 if step == 49 else 1.0})
-    assert simulation.opened == []
+    for step in range(1, at + 1):
+        simulation.advance({"grad_norm": 1e6 if step == at else 1.0, "loss": 1e6 if step == at else 1.0})
+    assert {finding.rule for finding in simulation.opened} == found
 
 
 def test_skipped_steps_are_not_samples(run: Run) -> None:

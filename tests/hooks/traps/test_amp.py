@@ -131,6 +131,27 @@ def test_clipping_while_scaled(model, batches):
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_clipping_after_unscale(model, batches, fused):
+    """Trap 3: what clipping is given then is in true units, and nobody has clipped what was scaled."""
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-3, fused=fused), scaler_of()
+    before, after = [], []
+    with recording() as session:
+        for batch in batches[:3]:
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, batch)).backward()
+            scaler.unscale_(optimizer)
+            before.append(norm(model.parameters()))
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            after.append(norm(model.parameters()))
+            scaler.step(optimizer)
+            scaler.update()
+    parts = session.parts()
+    assert [part.values["grad_norm"] for part in parts] == pytest.approx(before, rel=CLOSE)
+    assert [part.values["grad_norm_clipped"] for part in parts] == pytest.approx(after, rel=CLOSE)
+    assert [part.values["clipped_while_scaled"] for part in parts] == [0.0] * 3
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_skip_belongs_to_the_optimizer_that_overflowed(batches, fused):
     """Trap 15: one scaler, two optimizers, one update: the back-off is for both, the skip for one."""
     first, second = nn.Linear(6, 1), nn.Linear(6, 1)

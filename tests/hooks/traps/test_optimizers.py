@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import math
+import time
 import weakref
 
 import pytest
@@ -228,16 +229,21 @@ def test_optimizers_inside_backward(model, batches):
 
 
 class Wrapped(torch.optim.SGD):
-    """A subclass that calls its parent's step: both are hooked when both classes have been used."""
+    """A subclass that calls its parent's step, and goes on: both are hooked when both classes have been used."""
 
     def step(self, closure=None):
-        return super().step(closure)
+        result = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(0.5)
+        return result
 
 
 def test_super_step_counts_once(model, batches):
-    """Trap 19, also for an optimizer that was built before the hooks came."""
-    plain = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1e-3)  # patches SGD.step itself
-    optimizer = Wrapped(model.parameters(), lr=1e-3)
+    """Trap 19, also for an optimizer that was built before the hooks came. The step is over when the outer one is."""
+    plain = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.0)  # patches SGD.step itself
+    optimizer = Wrapped(model.parameters(), lr=0.0)
     fired = []
     handle = register_optimizer_step_pre_hook(lambda *_: fired.append(1))
     with recording() as session:
@@ -245,9 +251,14 @@ def test_super_step_counts_once(model, batches):
             optimizer.zero_grad()
             loss_of(model, batch).backward()
             optimizer.step()
+        time.sleep(0.05)  # between the steps, in none of the phases that have an entrance
+        optimizer.step()
     handle.remove()
-    assert len(fired) == 6, "this torch calls the hooks once: the test shows nothing"
-    assert [part.step for part in session.parts()] == [1, 2, 3]
+    assert len(fired) == 8, "this torch calls the hooks once: the test shows nothing"
+    parts = session.parts()
+    assert [part.step for part in parts] == [1, 2, 3, 4]
+    assert [part.values["update_ratio"] for part in parts] == pytest.approx([0.5] * 4)
+    assert parts[3].values["other_seconds"] > 0.045
     assert plain.param_groups
 
 
