@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from gpuwatch.attach import connected, doorway, gdb, injector, payload, placed_file, preflight, remote_debug, visit
+from gpuwatch.attach import connected, doorway, gdb, injector, machines, payload, placed_file, preflight, remote_debug, visit
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.loader import LEFT_AT, REPORT_BYTES, REPORTED
 from gpuwatch.attach.payload import Place
@@ -71,7 +71,7 @@ def choose(process: Process, method: str) -> str:
         return method
     if process.python in remote_debug.VERSIONS:
         return "remote-debug"
-    return "ptrace" if os.uname().machine == preflight.INJECTOR_MACHINE else "gdb"
+    return "ptrace" if machines.here() else "gdb"
 
 
 def apply(
@@ -248,8 +248,6 @@ def _await_report(process: Process, address: int, timeout_seconds: float) -> tup
 
 def _visited(process: Process) -> float:
     """Send a main thread that sleeps to the interpreter; microseconds that it was held, 0 when it is not sent."""
-    if os.uname().machine != preflight.INJECTOR_MACHINE:
-        return 0.0
     with suppress(InjectError, OSError):
         asleep = visit.may_visit(process.pid)
         if asleep is not None:

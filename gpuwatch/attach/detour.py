@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gpuwatch.attach import sigframe
-from gpuwatch.attach.entry import EntryPoints, InjectError
+from gpuwatch.attach.entry import ElsewhereError, EntryPoints, InjectError
+from gpuwatch.attach.machine import Registers, State
 from gpuwatch.attach.maps import place, read_maps
 from gpuwatch.attach.ptrace import SignalInfo, TargetExitedError, Tracee
 
-_NOT_IN_SYSCALL = (1 << 64) - 1
-_NR_RT_SIGRETURN = 15
-_RED_ZONE_BYTES = 128
-_DIRECTION_FLAG = 0x400
 _LEAST_SECONDS = 0.01
-#: Stands for the address of the data in `Detour.set_off`.
-DATA = -1
+#: Between the last byte of a way back and what the thread has on its stack.
+_APART_BYTES = 64
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
-
-
-class ElsewhereError(InjectError):
-    """The thread was stopped where we touch nothing; a moment later it is somewhere else."""
 
 
 class FaultError(InjectError):
@@ -41,63 +32,55 @@ class Detour:
 
     def __init__(self, thread: Tracee, memory: int, entry: EntryPoints, timeout_seconds: float) -> None:
         self._thread, self._memory, self._entry, self._timeout = thread, memory, entry, timeout_seconds
-        self._phase = "being stopped"
-        thread.interrupt()
-        while not (stop := thread.wait()).interrupted:
-            thread.resume(stop.signal)
+        self._machine, self._phase = entry.machine, "being stopped"
+        self._come_to_rest()
         self.began_ns = time.perf_counter_ns()
-        self._before = thread.registers()
-        if entry.stack and self._before["rsp"] not in entry.stack:
-            # Code that borrows the stack pointer, or a coroutine: what lies below it may be somebody's data.
-            raise ElsewhereError("the main thread is not on its own stack")
-        self._vectors = thread.vector_state()
-        self._mask = thread.signal_mask()
-        self._home = sigframe.resumed(self._before)
-        self.room = sigframe.frame_bytes(self._vectors)
+        before, enters = self._where_it_stands()
+        if lost := self._machine.lost(thread):
+            raise ElsewhereError(f"the main thread is using {lost}")
+        vectors = self._machine.vectors(thread)
+        self._before = before
+        self._state = State(self._machine.resumed(before, enters), vectors, thread.signal_mask())
+        self.room = self._machine.way_back_bytes(vectors)
+        #: Where the thread was stopped: system call or 2**64-1, stack pointer, instruction pointer.
+        self.place = self._machine.place(before, self._state.home)
+        self._lowest = before[self._machine.stack] - self._machine.red_zone_bytes  # below it nothing belongs to anybody
+        self._slot = 0
+        if enters is not None:
+            self._lay_way_back(self._lowest)
+            self._leave_entry()
+            self._lowest = self._slot
 
     def system_call(self, number: int, *arguments: int) -> int:
         """One system call of the thread's, on its own stack; its result. Should we die, it goes home from there by itself."""
         self._phase = f"making system call {number}"
-        slot = _slot(self._before["rsp"] - _RED_ZONE_BYTES - self.room - 64)
-        self._write(slot, self._frame(slot))
-        given = dict(zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False))
-        self._go(rip=self._entry.syscall_ret, rsp=slot, rax=number, **given)
+        slot = self._lay_way_back(self._lowest)
+        self._go(self._machine.to_system_call(self._before, slot, self._entry.code, number, arguments))
         self._to_syscall(number, slot)  # entry
         self._thread.resume_to_syscall()
         self._next_syscall_stop()  # exit
-        return self._thread.registers()["rax"]
+        return self._machine.result(self._machine.registers(self._thread))
 
     def call(self, function: int, first: int, data: bytes, stack_top: int) -> None:
         """`function(first, address of data)` on a stack of our own that ends at `stack_top`; data lies above it."""
         self._phase = "filing the call"
-        slot = _slot(stack_top)
-        frame = self._frame(slot)
-        self._write(slot, frame + data)
-        flags = self._before["eflags"] & ~_DIRECTION_FLAG
-        self._go(rip=function, rsp=slot, rdi=first, rsi=slot + len(frame), rax=0, eflags=flags)
-        self._to_syscall(_NR_RT_SIGRETURN, slot + 8)
+        slot = self._machine.slot(stack_top)
+        way_back = self._machine.way_back(slot, self._entry.code, self._state)
+        self._write(slot, way_back + data)
+        self._slot = slot
+        self._go(self._machine.to_function(self._before, slot, self._entry.code, function, (first, slot + len(way_back))))
+        self._to_syscall(self._machine.rt_sigreturn, self._machine.stack_on_way_back(slot))
 
-    def set_off(self, words: Sequence[int], data: bytes) -> int:
+    def set_off(self, calls: Sequence[tuple[int, int | None]], data: bytes) -> int:
         """Let the thread go on a way of its own; nanoseconds since the stop. Nothing is waited for.
 
-        It begins at the first of `words`; the others lie on its stack, as return addresses and what the code there pops, and
-        the last return is home. DATA among them becomes the address of `data`. An even number of words behind the first
-        keeps every function's stack aligned.
+        It makes `calls`, each a function and its argument, if any (DATA: the address of `data`), and the last return is home.
         """
-        below = (len(words) - 1) * 8
-        slot = _slot(self._before["rsp"] - _RED_ZONE_BYTES - self.room - 64 - len(data))
-        frame = self._frame(slot)
-        address = slot + len(frame)
-        path = [address if word == DATA else word for word in words]
-        self._write(slot - below, struct.pack(f"<{len(path) - 1}Q", *path[1:]) + frame + data)
-        flags = self._before["eflags"] & ~_DIRECTION_FLAG
-        self._go(rip=path[0], rsp=slot - below, rax=0, eflags=flags)
+        top = self._lowest - self.room - _APART_BYTES
+        at, lies, registers = self._machine.tour(self._state, top, self._entry.code, calls, data)
+        self._write(at, lies)
+        self._go(registers)
         return time.perf_counter_ns() - self.began_ns
-
-    @property
-    def place(self) -> tuple[int, int, int]:
-        """Where the thread was stopped: system call or 2**64-1, stack pointer, instruction pointer."""
-        return self._before["orig_rax"], self._before["rsp"], self._before["rip"]
 
     @contextmanager
     def brought_home(self) -> Iterator[None]:
@@ -115,23 +98,65 @@ class Detour:
             raise
 
     def _abandon(self) -> None:
-        self._thread.set_signal_mask(self._mask)  # a handler that we break off would have put it back itself
+        self._thread.set_signal_mask(self._state.signal_mask)  # a handler that we break off would have put it back itself
         self.go_home()
 
     def go_home(self) -> int:
         """Put everything back; nanoseconds since the stop."""
-        # At a system call's entry, orig_rax -1 skips the call and leaves rax alone: rt_sigreturn does not run, so what it would
-        # forget, how to go on with an interrupted sleep, survives. Vectors first: killed in between, the frame restores both.
-        self._thread.set_vector_state(self._vectors)
-        self._thread.set_registers(self._home | {"orig_rax": _NOT_IN_SYSCALL})
+        if self._machine.hides_registers_at_syscalls and self._thread.at_syscall:
+            if self._machine.entered(self._thread) is None:
+                self._come_to_rest(resumed=False)
+            else:
+                self._leave_entry()
+        # Vectors first: killed in between, the frame restores both.
+        self._machine.set_vectors(self._thread, self._state.vectors)
+        self._go(self._state.home)
         return time.perf_counter_ns() - self.began_ns
 
-    def _go(self, **registers: int) -> None:
-        self._thread.set_registers(self._before | registers | {"orig_rax": _NOT_IN_SYSCALL})
+    def _come_to_rest(self, *, resumed: bool = True) -> None:
+        """Stop the thread where it is; unless it runs (`resumed`), at the next instruction of its own."""
+        self._thread.interrupt()
+        if not resumed:
+            self._thread.resume()
+        while not (stop := self._thread.wait()).interrupted:
+            self._thread.resume(stop.signal)
 
-    def _frame(self, slot: int) -> bytes:
-        """What lies at the return address `slot`: the way into rt_sigreturn, and the frame that it reads."""
-        return struct.pack("<Q", self._entry.restore_rt) + sigframe.build(slot + 8, self._home, self._vectors, self._mask)
+    def _where_it_stands(self) -> tuple[Registers, int | None]:
+        """The registers of the thread that has been stopped, and which system call it has been let go to, if any."""
+        while True:
+            before = self._machine.registers(self._thread)
+            if self._entry.stack and before[self._machine.stack] not in self._entry.stack:
+                # Code that borrows the stack pointer, or a coroutine: what lies below it may be somebody's data.
+                raise ElsewhereError("the main thread is not on its own stack")
+            if not self._machine.restart_is_undecided(before, self._memory):
+                return before, None
+            if self._left_seconds() < 0.0:
+                raise ElsewhereError("signals keep the main thread from its system call")
+            self._thread.resume_to_syscall()
+            stop = self._thread.wait()
+            if stop.at_syscall:
+                entered = self._machine.entered(self._thread)
+                if entered is not None and entered[1] == before[self._machine.stack]:
+                    return before, entered[0]
+            if not stop.interrupted:
+                self._thread.resume(0 if stop.at_syscall else stop.signal)  # its handler runs first
+                self._come_to_rest()
+
+    def _leave_entry(self) -> None:
+        """From a system call's entry to the way back at the slot, without the call; the thread then stands still there."""
+        code, stack = self._entry.code, self._machine.stack_on_way_back(self._slot)
+        self._machine.skip_to(self._thread, code.way_back, stack)
+        self._come_to_rest(resumed=False)
+
+    def _lay_way_back(self, below: int) -> int:
+        """Write a way back on the thread's own stack; its slot."""
+        slot = self._machine.slot(below - self.room - _APART_BYTES)
+        self._write(slot, self._machine.way_back(slot, self._entry.code, self._state))
+        self._slot = slot
+        return slot
+
+    def _go(self, registers: Registers) -> None:
+        self._machine.set_registers(self._thread, registers)
 
     def _write(self, address: int, data: bytes) -> None:
         if os.pwrite(self._memory, data, address) != len(data):
@@ -147,10 +172,7 @@ class Detour:
                 raise TimeoutError
             self._thread.resume_to_syscall()
             self._next_syscall_stop()
-            registers = self._thread.registers()
-            # At an entry the kernel has already set rax to -ENOSYS; an exit has the result there.
-            at_entry = registers["rax"] == (-38 & (1 << 64) - 1)
-            if registers["orig_rax"] == number and registers["rsp"] == stack and at_entry:
+            if self._machine.entered(self._thread) == (number, stack):
                 return
 
     def _left_seconds(self) -> float:
@@ -172,18 +194,13 @@ class Detour:
                     self._thread.resume_to_syscall(stop.signal)  # its handler runs on our stack and comes back
 
     def _fault(self, number: int, fault: SignalInfo) -> FaultError:
-        registers = self._thread.registers()
-        where = place(read_maps(self._thread.tid), registers["rip"])
+        registers = self._machine.registers(self._thread)
+        where = place(read_maps(self._thread.tid), registers[self._machine.instruction])
         return FaultError(
             f"the thread faulted while {self._phase} (signal {number}, code {fault.code}, at {where}, address "
-            f"{fault.address:#x}, stack {registers['rsp']:#x}); it goes on as before",
+            f"{fault.address:#x}, stack {registers[self._machine.stack]:#x}); it goes on as before",
             harmless=self._phase != "filing the call",
         )
-
-
-def _slot(address: int) -> int:
-    """Where a return address lies so that the frame behind it is 16-byte aligned, as a function's entry wants it."""
-    return (address & ~15) - 8
 
 
 @contextmanager

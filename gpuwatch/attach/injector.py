@@ -22,15 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
-from gpuwatch.attach.detour import Detour, ElsewhereError, FaultError
-from gpuwatch.attach.entry import MAX_AREA_BYTES, EntryPoints, InjectError, resolve
+from gpuwatch.attach.detour import Detour, FaultError
+from gpuwatch.attach.entry import MAX_AREA_BYTES, ElsewhereError, EntryPoints, InjectError, resolve
 from gpuwatch.attach.loader import FILLED_AT
 from gpuwatch.attach.process import started
 from gpuwatch.attach.ptrace import TargetExitedError, Tracee
 
-_NR_MMAP, _NR_MUNMAP = 9, 11
 _PROT_READ_WRITE = 3
-_MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE = 0x2 | 0x20 | 0x100000
+_PRIVATE_ANONYMOUS_FIXED_NOREPLACE = 0x2 | 0x20 | 0x100000
 _STACK_BYTES, _TEXT_BYTES = 64 * 1024, 64 * 1024
 #: Where the blob lies in the area.
 BLOB_AT = 512
@@ -109,7 +108,7 @@ def persistently(pid: int, work: Callable[[Tracee, int], _Result]) -> _Result:
 def _unmap(thread: Tracee, memory: int, entry: EntryPoints, area: tuple[int, int], timeout_seconds: float) -> int:
     detour = Detour(thread, memory, entry, timeout_seconds)
     with detour.brought_home():
-        detour.system_call(_NR_MUNMAP, *area)
+        detour.system_call(entry.machine.munmap, *area)
     return detour.go_home()
 
 
@@ -142,7 +141,13 @@ def _file_call(
         if detour.room + len(text) + 64 > _TEXT_BYTES:
             raise InjectError(f"a text of {len(text)} bytes is too long")
         mapped = detour.system_call(
-            _NR_MMAP, entry.free, area_bytes, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS_FIXED_NOREPLACE, (1 << 64) - 1, 0
+            entry.machine.mmap,
+            entry.free,
+            area_bytes,
+            _PROT_READ_WRITE,
+            _PRIVATE_ANONYMOUS_FIXED_NOREPLACE,
+            (1 << 64) - 1,
+            0,
         )
         if mapped != entry.free:
             error = os.strerror(-(mapped - (1 << 64)) & 0xFFF)

@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from gpuwatch.attach import gdb
+from gpuwatch.attach import gdb, machines
 from gpuwatch.attach.process import Process, children, read_process, seen_from, waiting_in
 
 OLDEST_PYTHON, REMOTE_DEBUG_PYTHON = (3, 9), (3, 14)
-INJECTOR_MACHINE = "x86_64"
 _CAP_SYS_PTRACE = 19
 
 
@@ -75,8 +74,9 @@ def _unsuitable(process: Process) -> list[Finding]:
     if version < OLDEST_PYTHON:
         sentence = f"process {pid} runs Python {version[0]}.{version[1]}"
         findings.append(Finding("old_python", sentence, "3.9 is the oldest that the hooks speak"))
-    if version < REMOTE_DEBUG_PYTHON and os.uname().machine != INJECTOR_MACHINE and not gdb.available():
-        sentence = f"attaching to Python older than 3.14 is built for x86-64; this is {os.uname().machine}, and there is no gdb"
+    if version < REMOTE_DEBUG_PYTHON and machines.here() is None and not gdb.available():
+        kind = os.uname().machine
+        sentence = f"attaching to Python older than 3.14 is built for x86-64 and aarch64; this is {kind}, and there is no gdb"
         findings.append(Finding("architecture", sentence, "install gdb, or start the job under `gpuwatch run`"))
     return findings
 

@@ -1,7 +1,4 @@
-"""ptrace(2) for one stopped thread: registers, vector state, stops. Nothing here knows why it is called.
-
-Registers are x86-64's.
-"""
+"""ptrace(2) for one stopped thread: register sets, signals, stops. Nothing here knows why it is called, or on which machine."""
 
 from __future__ import annotations
 
@@ -26,16 +23,10 @@ _GETSIGINFO, _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMAS
     0x420B,
 )
 _O_TRACESYSGOOD = 1
-_NT_PRSTATUS, _NT_X86_XSTATE = 1, 0x202
+#: The register sets that every machine has: general, floating-point and vector.
+NT_PRSTATUS, NT_PRFPREG = 1, 2
 _EVENT_STOP = 128
 _WALL = 0x40000000
-_XSTATE_MAX_BYTES = 16384
-
-REGISTERS = (
-    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss fs_base gs_base ds es fs gs"
-).split()
-_WORDS = struct.Struct(f"<{len(REGISTERS)}Q")
-_MASK = (1 << 64) - 1
 _SIGNAL_INFO = struct.Struct("<i4xQ")  # siginfo_t from si_code on; si_addr of a fault
 
 
@@ -74,6 +65,7 @@ class Tracee:
     def __init__(self, tid: int) -> None:
         """Seize `tid` without stopping it. Raises OSError (EPERM, ESRCH) as the kernel answers."""
         self.tid = tid
+        self.at_syscall = False  # the last stop was for a system call
         _ptrace(_SEIZE, tid, 0, _O_TRACESYSGOOD)
 
     def interrupt(self) -> None:
@@ -86,8 +78,8 @@ class Tracee:
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):
             raise TargetExitedError(f"thread {self.tid} ended")
         number = os.WSTOPSIG(status)
-        at_syscall = number == (signal.SIGTRAP | 0x80)
-        return Stop(number & 0x7F, status >> 16 == _EVENT_STOP, at_syscall)
+        self.at_syscall = number == (signal.SIGTRAP | 0x80)
+        return Stop(number & 0x7F, status >> 16 == _EVENT_STOP, self.at_syscall)
 
     def resume(self, deliver: int = 0) -> None:
         """Let it run, with a signal that it stopped for."""
@@ -101,21 +93,18 @@ class Tracee:
         """Let it go on by itself."""
         _ptrace(_DETACH, self.tid)
 
-    def registers(self) -> dict[str, int]:
-        """General registers by name; `orig_rax` is the system call it is in, or 2**64-1."""
-        return dict(zip(REGISTERS, _WORDS.unpack(self._get(_NT_PRSTATUS, _WORDS.size)), strict=True))
+    def register_set(self, kind: int, most_bytes: int) -> bytes:
+        """One register set as the kernel lays it out. Raises OSError (EINVAL) where the processor has none of that kind."""
+        buffer = ctypes.create_string_buffer(most_bytes)
+        vector = _IoVec(ctypes.addressof(buffer), most_bytes)
+        _ptrace(_GETREGSET, self.tid, kind, ctypes.addressof(vector))
+        return buffer.raw[: vector.length]
 
-    def set_registers(self, registers: dict[str, int]) -> None:
-        """Set all general registers."""
-        self._set(_NT_PRSTATUS, _WORDS.pack(*[registers[name] & _MASK for name in REGISTERS]))
-
-    def vector_state(self) -> bytes:
-        """The xsave area in the kernel's standard (not compacted) layout: x87, SSE, AVX, AVX-512 ..."""
-        return self._get(_NT_X86_XSTATE, _XSTATE_MAX_BYTES)
-
-    def set_vector_state(self, state: bytes) -> None:
-        """Put back what `vector_state` gave."""
-        self._set(_NT_X86_XSTATE, state)
+    def set_register_set(self, kind: int, raw: bytes) -> None:
+        """Set what `register_set` gives."""
+        buffer = ctypes.create_string_buffer(raw, len(raw))
+        vector = _IoVec(ctypes.addressof(buffer), len(raw))
+        _ptrace(_SETREGSET, self.tid, kind, ctypes.addressof(vector))
 
     def signal_info(self) -> SignalInfo:
         """About the signal that it has stopped for."""
@@ -133,14 +122,3 @@ class Tracee:
         """Set what `signal_mask` gives."""
         words = ctypes.c_uint64(mask)
         _ptrace(_SETSIGMASK, self.tid, 8, ctypes.addressof(words))
-
-    def _get(self, kind: int, size: int) -> bytes:
-        buffer = ctypes.create_string_buffer(size)
-        vector = _IoVec(ctypes.addressof(buffer), size)
-        _ptrace(_GETREGSET, self.tid, kind, ctypes.addressof(vector))
-        return buffer.raw[: vector.length]
-
-    def _set(self, kind: int, raw: bytes) -> None:
-        buffer = ctypes.create_string_buffer(raw, len(raw))
-        vector = _IoVec(ctypes.addressof(buffer), len(raw))
-        _ptrace(_SETREGSET, self.tid, kind, ctypes.addressof(vector))

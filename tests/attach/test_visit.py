@@ -9,11 +9,12 @@ import pytest
 
 from gpuwatch.attach import visit
 from gpuwatch.attach.injector import inject
+from gpuwatch.attach.machines import here
 from gpuwatch.attach.process import started
 from tests.attach.conftest import until
 from tests.attach.test_injector import INTERPRETERS, KILLS, interpreter, lines, note
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="registers of x86-64")
+pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 SLEEPS = ["sleep", "join", "get", "get_in_time", "wait", "poll", "read"]
 
 

@@ -1,4 +1,4 @@
-"""A signal-return frame: bytes from which the kernel's rt_sigreturn restores a thread, vector registers included.
+"""A signal-return frame of x86-64: bytes from which the kernel's rt_sigreturn restores a thread, vector registers included.
 
 Every detour that an attach makes ends in such a frame. The thread then finds its own way back, so that an attacher that is
 killed while the thread is stopped, at whatever instant, leaves it alive (a saved register set in the attacher dies with it).
@@ -46,7 +46,7 @@ def frame_bytes(vector_state: bytes) -> int:
 def build(address: int, registers: dict[str, int], vector_state: bytes, signal_mask: int) -> bytes:
     """The frame as it must lie at `address` (16-byte aligned): rt_sigreturn with rsp == address restores all of it.
 
-    `registers` by the names of ptrace.REGISTERS; `vector_state` the standard xsave area.
+    `registers` by the names of x86_64.py; `vector_state` the standard xsave area.
     """
     state_address = (address + UCONTEXT_BYTES + 63) & ~63
     head = struct.pack("<QQQiIQ", _UC_FP_XSTATE | _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS, 0, 0, _REFUSED_ALTSTACK, 0, 0)
