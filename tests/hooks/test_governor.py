@@ -167,6 +167,29 @@ def test_every_is_what_the_user_asked_for():
     assert plan.norms_interval(7) == 7
 
 
+def test_norms_alone_become_rare_last():
+    """They are there anyway, so a table of them costs a sixteenth of a whole one, and is thinned that much less."""
+    plan = Governor()
+    plan.rung = len(RUNGS) - 1
+    assert plan.interval("layers", 1) == 1024
+    assert (plan.norms_interval(1), plan.norms_interval(10)) == (64, 640)
+    plan.rung = RUNGS.index((16, 16, 16))
+    assert plan.norms_interval(1) == 1
+
+
+def test_what_is_always_measured_may_grow_dear():
+    """A model that is unfrozen: the always-on pass takes more of the budget than at first, and the families less."""
+    plan = Governor()
+    costs = {"layers": 3.0, "histograms": 3.0, "update_ratio": 3.0}
+    drive(plan, 400, base_ms=0.1, costs=costs)
+    before = sum(cost / plan.interval(family, 1) for family, cost in costs.items())
+    assert plan.base_ratio == pytest.approx(0.1 / 100, rel=0.2)
+    drive(plan, 1000, base_ms=0.8, costs=costs)
+    after = sum(cost / plan.interval(family, 1) for family, cost in costs.items())
+    assert plan.base_ratio == pytest.approx(0.8 / 100, rel=0.2)
+    assert 0.8 + after <= 1.05 < 0.8 + before
+
+
 class Expensive:
     """Stands for kernels that take long: 4 ms a table, 2 ms a histogram."""
 
@@ -223,7 +246,7 @@ def test_without_a_budget_nothing_is_thinned(monkeypatch):
 
 
 def test_the_reported_overhead_is_the_true_one(monkeypatch):
-    """Trap 44: what the hooks say they take agrees with what a clock around them says."""
+    """Trap 43: what the hooks say they take agrees with what a clock around them says."""
     Expensive(monkeypatch)
     model = nn.Linear(6, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -285,3 +286,61 @@ class JournalMachine(RuleBasedStateMachine):
 
 TestJournalMachine = JournalMachine.TestCase
 TestJournalMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_a_frame_larger_than_a_piece(tmp_path: Path) -> None:
+    """The reader reads 256 KiB at a time: a picture is longer."""
+    writer = JournalWriter(open_directory(tmp_path))
+    write(writer, 1)
+    write(writer, 2, size=700_000)
+    write(writer, 3, size=0)
+    reader = JournalReader(tmp_path)
+    assert [(entry.frame.sequence, len(entry.frame.payload)) for entry in reader.read()] == [(1, 50), (2, 700_000), (3, 0)]
+    reader.close()
+    writer.close(0)
+
+
+def test_segments_that_were_deleted_under_a_reader_are_counted(tmp_path: Path, writer: JournalWriter) -> None:
+    write_singly(writer, 1, 40)
+    numbers = segment_numbers(writer.directory_fd)
+    reader = JournalReader(tmp_path)
+    first = reader.read(1)
+    assert [entry.frame.sequence for entry in first] == [1]
+    for number in numbers[1:4]:
+        (tmp_path / f"{number:06d}.journal").unlink()
+    read = read_all(reader)
+    assert reader.missed_segments == 3
+    assert (read[0], read[-1]) == (2, 40)
+    assert read == sorted(set(read))
+    reader.close()
+
+
+def test_a_reader_holds_one_segment_at_a_time(tmp_path: Path, writer: JournalWriter) -> None:
+    write_singly(writer, 1, 40)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = JournalReader(tmp_path)
+    assert read_all(reader) == list(range(1, 41))
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # the folder and the last segment
+    reader.close()
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_reader_without_descriptors_goes_on_where_it_was(
+    tmp_path: Path, writer: JournalWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_singly(writer, 1, 29)
+    reader = JournalReader(tmp_path)
+    real = os.open
+
+    def refuse(path: str, *arguments: int, **options: int) -> int:
+        if str(path).endswith(".journal"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        assert reader.read() == []
+    assert read_all(reader) == list(range(1, 30))
+    assert reader.missed_segments == 0
+    reader.close()
