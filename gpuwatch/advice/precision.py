@@ -9,6 +9,8 @@ from gpuwatch.advice.station import ESTIMATE, MEASURED, Gain, Station, Subject, 
 #: Share of gradient entries lost to fp16's range above which layers stop learning; as the amp_underflow rule has it.
 _UNDERFLOW_RATIO = 0.05
 _WORTH_RATIO = 1.05
+#: A bound of more than tenfold is none.
+_SAYS_NOTHING_RATIO = 0.9
 #: Major compute capability.
 _TENSOR_CORES_SINCE = 7
 _HALF = ("float16", "bfloat16", "fp16", "bf16", "16-mixed", "bf16-mixed")
@@ -29,6 +31,7 @@ def mixed_precision(subject: Subject) -> Station:
             evidence.append("That is no difference that its steps could show.")
             more = "Measure with more steps: gpuwatch probe amp RUN --steps 300."
             return Station("mixed precision", "unknown", tuple(evidence), more)
+    evidence += _work(subject)
     if any(half in measured.precision for half in _HALF):
         return _in_use(subject, evidence)
     if speedup is not None:
@@ -36,13 +39,16 @@ def mixed_precision(subject: Subject) -> Station:
         if speedup < _WORTH_RATIO:
             return Station("mixed precision", "idle", tuple(evidence), gain=measured_gain)
         return Station("mixed precision", "next", tuple(evidence), _ADVICE, measured_gain)
-    shares = phase_shares(past)
-    compute = shares.get("forward", 0.0) + shares.get("backward", 0.0)
-    if compute:
-        evidence.append(f"Forward and backward take {compute:.0%} of the step: what does not speed up limits the gain.")
+    return _unused(subject, evidence)
+
+
+def _unused(subject: Subject, evidence: list[str]) -> Station:
+    """In float32, and nobody has measured what the other precision would bring."""
+    past, gain = subject.past, _bound(subject, evidence)
+    if subject.matrix is not None and subject.matrix.most < _WORTH_RATIO:
+        return Station("mixed precision", "idle", tuple(evidence), gain=gain)
     if not subject.on_gpu:
-        evidence.append("On a CPU autocast pays only where it computes in bfloat16 itself (AMX, AVX512-BF16).")
-        return Station("mixed precision", "unknown", tuple(evidence), _MEASURE)
+        return Station("mixed precision", "unknown", tuple(evidence), f"{_MEASURE} {_ON_CPU} {_share(subject)}".strip(), gain)
     if room := head_room(past):
         evidence.append(room)
     capability = str(past.facts.get("device_compute_capability", ""))
@@ -50,13 +56,49 @@ def mixed_precision(subject: Subject) -> Station:
         evidence.append(
             f"A device of compute capability {capability} has no tensor cores: it would save memory and little time."
         )
-    bound = f"at most {1 / (1 - compute / 2):.2f}x if forward and backward took half as long" if compute else ""
-    gain = Gain(bound, ESTIMATE) if bound else None
-    return Station("mixed precision", "next", tuple(evidence), f"{_ADVICE} {_MEASURE}", gain)
+    return Station("mixed precision", "next", tuple(evidence), f"{_ADVICE} {_MEASURE} {_share(subject)}".strip(), gain)
+
+
+def _work(subject: Subject) -> list[str]:
+    """What the step's time goes into, as far as somebody has looked."""
+    found = []
+    if (active := subject.activity) is not None:
+        found.append(
+            f"The tensor cores were active {active.tensor_ratio:.1%} of the time and the multiprocessors"
+            f" {active.multiprocessor_ratio:.0%} (GPM, {active.seconds:,} s of training)."
+        )
+    if (matrix := subject.matrix) is not None:
+        where = "of the GPU's kernels" if matrix.on_gpu else "on the CPU"
+        found.append(
+            f"Matrix products and convolutions take {matrix.ratio:.0%} of a step (torch's profiler, {where},"
+            f" {matrix.steps} step{'' if matrix.steps == 1 else 's'} up to {matrix.step:,})."
+        )
+    return found
+
+
+def _bound(subject: Subject, evidence: list[str]) -> Gain | None:
+    """The most that faster matrix products could bring; where nobody has looked, faster forward and backward passes."""
+    if subject.matrix is not None:
+        text = f"at most {subject.matrix.most:.2f}x, which matrix products that take no time at all would bring"
+        return Gain(text, ESTIMATE)
+    shares = phase_shares(subject.past)
+    compute = shares.get("forward", 0.0) + shares.get("backward", 0.0)
+    if not compute:
+        return None
+    evidence.append(f"Forward and backward take {compute:.0%} of the step.")
+    if compute > _SAYS_NOTHING_RATIO:
+        return None
+    return Gain(f"at most {1 / (1 - compute):.2f}x, since the rest of the step stays as it is", ESTIMATE)
+
+
+def _share(subject: Subject) -> str:
+    return "" if subject.matrix is not None else _LOOK
 
 
 _ADVICE = "Wrap forward and loss in torch.autocast; with float16 also use torch.amp.GradScaler, with bfloat16 nothing else."
 _MEASURE = "gpuwatch probe amp RUN measures it in the running job."
+_ON_CPU = "On a CPU it pays only where that computes in bfloat16 itself (AMX, AVX512-BF16)."
+_LOOK = "gpuwatch advise RUN --trace first looks at how much of a step is matrix products, which bounds it."
 
 
 def _in_use(subject: Subject, evidence: list[str]) -> Station:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from gpuwatch.history.matrix_share import MatrixShare
 from gpuwatch.history.measures import Measures
 from gpuwatch.history.past import Past
+from gpuwatch.state.activity import Activity
 
 #: done: the run does it; next: worth doing now; later: worth doing after something else; idle: would bring nothing here;
 #: unknown: the run does not show enough.
@@ -23,7 +25,7 @@ class Gain(msgspec.Struct, frozen=True):
 class Station(msgspec.Struct, frozen=True):
     name: str
     standing: str  # one of STANDINGS
-    evidence: tuple[str, ...]  # sentences with numbers of this run
+    evidence: tuple[str, ...]  # sentences with numbers that were measured in this run
     action: str = ""
     gain: Gain | None = None
 
@@ -36,6 +38,8 @@ class Subject(msgspec.Struct, frozen=True):
     rank_step_seconds: dict[int, float]
     world_size: int
     device: str
+    matrix: MatrixShare | None = None  # of rank 0's last trace
+    activity: Activity | None = None  # of rank 0's GPUs
 
     @property
     def on_gpu(self) -> bool:

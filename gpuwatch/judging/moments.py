@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from gpuwatch.detectors.moment import Component, Device, Moment, Replica
+from gpuwatch.judging import activity
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.gpus import Gpu
 from gpuwatch.state.runs import Run
@@ -33,7 +34,10 @@ class Moments:
             for run in self._state.runs.values():
                 if run.status == "live" and run.world_size > 1:
                     replicas.setdefault(_job(run), {})[run.rank] = _replica(run)
-            return [(run, self._moment(run, now_ns, replicas.get(_job(run), {}), components)) for run in runs]
+            found = [(run, self._moment(run, now_ns, replicas.get(_job(run), {}), components)) for run in runs]
+            for run, moment in found:
+                activity.note(run, moment)
+            return found
 
     def forget(self, run: Run) -> None:
         """The run has ended."""

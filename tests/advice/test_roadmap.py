@@ -6,14 +6,16 @@ import pytest
 
 from gpuwatch.advice.roadmap import roadmap
 from gpuwatch.advice.station import STANDINGS, Subject
+from gpuwatch.history.matrix_share import MatrixShare
 from gpuwatch.history.measures import measure
 from gpuwatch.history.past import Past
+from gpuwatch.state.activity import Activity
 from gpuwatch.state.findings import Finding
 
 PHASES = {"data": 0.0, "forward": 0.4, "backward": 0.5, "optimizer": 0.1, "other": 0.0}
 
 
-def subject(facts=None, fields=None, device="cuda:0", ranks=None, findings=(), **phases):
+def subject(facts=None, fields=None, device="cuda:0", ranks=None, findings=(), matrix=None, activity=None, **phases):
     past = Past()
     past.steps = array("q", range(1, 101))
     seconds = {f"{name}_seconds": share for name, share in {**PHASES, **phases}.items()}
@@ -22,7 +24,7 @@ def subject(facts=None, fields=None, device="cuda:0", ranks=None, findings=(), *
     past.facts = dict(facts or {})
     past.findings = list(findings)
     ranks = ranks or {0: 1.0}
-    return Subject(past, measure(past), ranks, len(ranks), device)
+    return Subject(past, measure(past), ranks, len(ranks), device, matrix, activity)
 
 
 def stations(**about):
@@ -43,10 +45,31 @@ def test_the_stations_stand_in_the_order_of_the_roadmap():
 
 
 def test_a_plain_fp32_run_on_a_gpu_is_told_to_use_mixed_precision_with_a_bound():
-    station = stations()["mixed precision"]
+    station = stations(forward=0.3, backward=0.5, other=0.1)["mixed precision"]
     assert station.standing == "next"
     assert station.gain.basis == "estimate"
-    assert station.gain.text.startswith(f"at most {1 / (1 - 0.9 / 2):.2f}x")
+    assert station.gain.text.startswith(f"at most {1 / (1 - 0.8):.2f}x")
+    assert "--trace" in station.action
+    assert stations(forward=0.6, backward=0.4)["mixed precision"].gain is None, "a bound of any size is none"
+
+
+@pytest.mark.parametrize(("ratio", "standing", "bound"), [(0.6, "next", "2.50x"), (0.02, "idle", "1.02x")])
+def test_the_share_of_matrix_products_bounds_the_gain(ratio, standing, bound):
+    station = stations(matrix=MatrixShare(ratio, 3, 120, on_gpu=True))["mixed precision"]
+    assert (station.standing, station.gain.basis) == (standing, "estimate")
+    assert station.gain.text.startswith(f"at most {bound}")
+    assert f"take {ratio:.0%} of a step" in " ".join(station.evidence)
+    assert "--trace" not in station.action
+    station = stations(matrix=MatrixShare(ratio, 3, 120, on_gpu=False), device="cpu")["mixed precision"]
+    assert station.standing == ("unknown" if standing == "next" else "idle")
+    assert ("probe amp" in station.action) == (standing == "next")
+
+
+def test_tensor_cores_that_idle_are_named_with_the_time_that_they_were_watched_for():
+    station = stations(activity=Activity(90, 0.004, 0.7))["mixed precision"]
+    assert (
+        "The tensor cores were active 0.4% of the time and the multiprocessors 70% (GPM, 90 s of training)." in station.evidence
+    )
 
 
 def test_a_measured_speed_up_is_named_as_measured():

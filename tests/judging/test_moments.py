@@ -3,6 +3,7 @@
 import struct
 import time
 
+import msgspec
 import pytest
 from gpuwatch_hooks import wire
 
@@ -159,3 +160,26 @@ def test_what_is_logged_is_counted_and_bounded(state):
     assert run.logged_count == MAX_LOGGED + 10
     assert [scalar.step for scalar in list(run.logged)[-2:]] == [MAX_LOGGED + 8, MAX_LOGGED + 9]
     assert len(run.logged) == MAX_LOGGED
+
+
+def test_how_busy_the_gpus_were_while_steps_were_made_becomes_a_fact(state):
+    run, moments = open_run(state), Moments(state, SelfStats())
+    gpus = [on_gpu(state, run, label) for label in "01"]
+    moments.take([run])
+    assert "gpu_tensor_active_ratio" not in run.facts, "no step yet, and no GPM"
+    send(state, run, 1, loss=1.0)
+    moments.take([run])
+    assert "gpu_tensor_active_ratio" not in run.facts, "no GPM"
+    readings = [(0.1, 0.3), (0.2, 0.5), (0.6, 0.7)]
+    for tensor, multiprocessors in readings:
+        for number, gpu in enumerate(gpus):
+            gpu.values["tensor_active_ratio", ()] = tensor + 0.1 * number
+            gpu.values["sm_active_ratio", ()] = multiprocessors
+        moments.take([run])
+    assert run.facts["gpu_activity_seconds"] == 3
+    assert run.facts["gpu_tensor_active_ratio"] == pytest.approx(0.35)
+    assert run.facts["gpu_sm_active_ratio"] == pytest.approx(0.5)
+    before = dict(run.facts)
+    run.step = msgspec.structs.replace(run.step, monotonic_ns=0)
+    moments.take([run])
+    assert run.facts == before, "a validation pass is none of the steps'"
