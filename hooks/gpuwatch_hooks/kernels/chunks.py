@@ -31,13 +31,16 @@ def kind_of(dtype):
 
 
 class Layout:
-    """Tables of tensors with `numels` entries (ints, 0 allowed) of `kinds` (ints), in chunks of `entries` entries."""
+    """Tables of tensors with `numels` entries (ints, 0 allowed) of `kinds` (ints), in chunks of `entries` entries.
 
-    def __init__(self, numels, kinds, entries):
+    `strides`: where only every k-th entry of a tensor is meant, the k of each; `numels` are then what is left of them.
+    """
+
+    def __init__(self, numels, kinds, entries, strides=None):
         tensors, chunks, first = [], [], 0
-        for index, (numel, kind) in enumerate(zip(numels, kinds)):
+        for index, (numel, kind, stride) in enumerate(zip(numels, kinds, strides or itertools.repeat(1))):
             count = -(-numel // entries)
-            tensors.append(_TENSOR.pack(numel, first, count, kind, 0))
+            tensors.append(_TENSOR.pack(numel, first, count, kind, stride))
             starts = range(0, numel, entries)
             chunks.extend(_CHUNK.pack(start, min(entries, numel - start), index) for start in starts)
             first += count

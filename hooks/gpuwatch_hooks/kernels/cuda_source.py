@@ -37,7 +37,7 @@ typedef unsigned short u16;
 #define SIGN_LESS 0x7fffffffu
 #define INFINITE 0x7f800000u
 
-struct Tensor { u64 numel; u32 first_chunk; u32 chunks; u32 kind; u32 unused; };
+struct Tensor { u64 numel; u32 first_chunk; u32 chunks; u32 kind; u32 stride; };
 struct Chunk { u64 start; u32 count; u32 tensor; };
 // Over the finite entries of one chunk; `centred`: sum of squared distances from the chunk's own mean.
 struct Partial { double squares, magnitude, total, centred; u32 largest, zeros, bad, lost; };

@@ -14,11 +14,19 @@ import tempfile
 from pathlib import Path
 
 import torch
-from gpuwatch_hooks.kernels import cuda_source
+from gpuwatch_hooks.kernels import cuda_source, cuda_updates, nvrtc
 from gpuwatch_hooks.kernels.fused import Fused
 
 _SHIM = Path(__file__).with_name("cuda_on_host.h")
-_COUNTS = {cuda_source.CHUNKS: 7, cuda_source.CHUNKS_HISTOGRAM: 7, cuda_source.ROWS: 5}
+#: Arguments of each kernel.
+COUNTS = {
+    cuda_source.CHUNKS: 7,
+    cuda_source.CHUNKS_HISTOGRAM: 7,
+    cuda_source.ROWS: 5,
+    cuda_updates.KEEP: 4,
+    cuda_updates.COMPARE: 5,
+    cuda_updates.CHANGES: 3,
+}
 
 
 def _entry(name: str, count: int) -> str:
@@ -41,10 +49,10 @@ template <unsigned I, typename... P> static auto A(void (*)(P...), void** argume
 @functools.cache
 def library(threads: int) -> ctypes.CDLL:
     """The source as a shared library of functions launch_KERNEL(grid, block, arguments, backwards)."""
-    entries = "".join(_entry(name, count) for name, count in _COUNTS.items())
+    entries = "".join(_entry(name, count) for name, count in COUNTS.items())
     with tempfile.TemporaryDirectory() as folder:
         source, built = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        source.write_text(f'#include "{_SHIM}"\n{cuda_source.SOURCE}\n{_PICK}\n{entries}')
+        source.write_text(f'#include "{_SHIM}"\n{nvrtc.SOURCE}\n{_PICK}\n{entries}')
         command = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", f"-DTHREADS={threads}", "-Wall", "-Werror"]
         command += ["-Wno-unknown-pragmas", "-shared", "-fPIC", str(source), "-o", str(built)]
         subprocess.run(command, check=True, timeout=120)
@@ -79,10 +87,11 @@ class EmulatedDevice:
         self.log.append(("clear", target.numel()))
         target.zero_()
 
-    def launch(self, kernel: str, blocks: int, threads: int, arguments: tuple[int, ...]) -> None:
+    def launch(self, kernel: str, blocks: int, arguments: tuple[int, ...]) -> None:
         self.log.append((kernel, blocks))
-        assert len(arguments) == _COUNTS[kernel]
+        assert len(arguments) == COUNTS[kernel]
         assert blocks > 0
+        threads = nvrtc.KERNELS[kernel].threads
         threads = self.threads if threads == cuda_source.THREADS else threads
         given = (ctypes.c_void_p * len(arguments))(*arguments)
         getattr(library(self.threads), f"launch_{kernel}")(blocks, threads, given, int(self.backwards))

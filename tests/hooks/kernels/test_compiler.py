@@ -19,9 +19,9 @@ def found():
 def test_the_kernel_compiles_to_machine_code_that_does_not_spill(found, capability):
     target, finished = found.target(capability)
     assert (target, finished) == (f"sm_{capability}", True)
-    code, log = found.compile(cuda_source.SOURCE, target, (*compiler.OPTIONS, "--ptxas-options=-v"))
+    code, log = found.compile(nvrtc.SOURCE, target, (*compiler.OPTIONS, "--ptxas-options=-v"))
     assert code[:4] == b"\x7fELF"
-    for name in (cuda_source.CHUNKS, cuda_source.CHUNKS_HISTOGRAM, cuda_source.ROWS):
+    for name in nvrtc.KERNELS:
         assert name.encode() in code
     assert set(re.findall(r"(\d+) bytes spill", log)) == {"0"}
     used = dict(
@@ -46,7 +46,7 @@ def test_a_refusal_says_why(found):
 
 def test_it_is_compiled_once_and_then_taken_from_the_cache(found, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda_source, "SOURCE", 'extern "C" __global__ void k() {}')
+    monkeypatch.setattr(nvrtc, "SOURCE", 'extern "C" __global__ void k() {}')
     first = nvrtc.code_for(found, 80, 13000)
     monkeypatch.setattr(found, "compile", None)  # another call would fail
     assert nvrtc.code_for(found, 80, 13000) == (first[0], "sm_80", True)
