@@ -40,6 +40,7 @@ _UNITS = {
 
 _GPU = ("gpu",)
 _PROCESS = ("gpu", "pid")
+_PRECISION = ("run", "precision")
 _RANK = ("run", "rank")
 
 METRICS: tuple[Metric, ...] = (
@@ -207,6 +208,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("train_autocast_active_ratio", "gauge", _RANK, "Share of the forward time spent under autocast."),
     Metric("train_amp_speedup_ratio", "gauge", ("run",), "Steps a second under autocast over those in float32: the AMP probe."),
     Metric("train_amp_memory_saving_ratio", "gauge", ("run",), "Share of the peak memory that autocast saves: the AMP probe."),
+    Metric("train_amp_step_duration_seconds", "gauge", _PRECISION, "Usual step in float32 and under autocast: the AMP probe."),
+    Metric("train_amp_peak_memory_bytes", "gauge", _PRECISION, "Device memory at most in either: the AMP probe."),
     Metric("train_torch_allocated_bytes", "gauge", (*_RANK, "gpu"), "Device memory that torch's tensors hold."),
     Metric("train_torch_reserved_bytes", "gauge", (*_RANK, "gpu"), "Device memory that torch's allocator holds."),
     Metric(

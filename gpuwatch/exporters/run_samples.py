@@ -51,9 +51,7 @@ def add_run(samples: Samples, run: Run, gpus: Sequence[str], process: HostProces
             samples.add("train_learning_rate", (*rank, run.group_name(number)), learning_rate)
     _add_memory(samples, run, rank, gpus)
     if run.rank == 0:
-        for fact, name in _AMP.items():
-            measured = run.facts.get(fact)
-            samples.add(name, (run.name,), measured if isinstance(measured, int | float) else None)
+        _add_amp(samples, run)
     for tag, scalar in run.scalars.items():
         samples.add("train_scalar", (*rank, tag), scalar.value)
     if layer_top_k:
@@ -109,6 +107,17 @@ def _add_memory(samples: Samples, run: Run, rank: tuple[str, str], gpus: Sequenc
     gpu = gpus[0] if len(gpus) == 1 else f"{index:.0f}"
     for field, name in _MEMORY.items():
         samples.add(name, (*rank, gpu), run.values.get(field))
+
+
+def _add_amp(samples: Samples, run: Run) -> None:
+    facts = {name: value for name, value in run.facts.items() if isinstance(value, int | float)}
+    for fact, name in _AMP.items():
+        samples.add(name, (run.name,), facts.get(fact))
+    variant = run.facts.get("amp_variant")
+    for precision, prefix in (("float32", "amp_base_"), (str(variant), "amp_")) if variant else ():
+        rate = facts.get(f"{prefix}steps_per_second")
+        samples.add("train_amp_step_duration_seconds", (run.name, precision), 1.0 / rate if rate else None)
+        samples.add("train_amp_peak_memory_bytes", (run.name, precision), facts.get(f"{prefix}peak_bytes"))
 
 
 def _add_info(samples: Samples, run: Run, rank: tuple[str, str], gpus: Sequence[str]) -> None:

@@ -15,6 +15,18 @@ from gpuwatch.state.records import Media, Meta, Names, Scalar
 LAYERS = ("conv1.weight", "conv1.bias", "fc.weight")
 
 
+#: What the AMP probe tells of a job on a GPU.
+PROBED = {
+    "amp_variant": "bfloat16",
+    "amp_speedup_ratio": 1.5,
+    "amp_memory_saving_ratio": 0.25,
+    "amp_base_steps_per_second": 8.0,
+    "amp_steps_per_second": 12.0,
+    "amp_base_peak_bytes": 4e9,
+    "amp_peak_bytes": 3e9,
+}
+
+
 class Job:
     """One process of a run in `state`. `step(n)` records step n; every value of it can be recomputed by the functions below.
 

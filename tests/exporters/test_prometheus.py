@@ -16,7 +16,7 @@ from gpuwatch.exporters.catalogue import DETAIL_VALUES, METRICS
 from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.records import Meta
-from tests.exporters.job import Job
+from tests.exporters.job import PROBED, Job
 from tests.exporters.node import fill
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,7 +65,7 @@ def whole(state, now_ns):
     job.step(1)
     job.step(2, loss=math.nan)
     job.scalar("Accuracy/val", 2, 0.75)
-    job.control(Meta({"amp_speedup_ratio": 1.5, "amp_memory_saving_ratio": 0.25}))
+    job.control(Meta(PROBED))
     state.find(job.run, finding())
     fill(state, gpus=1, processes=2, ranks=[4242], now_ns=now_ns)
     return job

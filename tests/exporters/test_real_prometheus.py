@@ -13,7 +13,7 @@ from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.selfstats import SelfStats
 from gpuwatch.state.records import Meta
 from gpuwatch.state.store import State
-from tests.exporters.job import Job
+from tests.exporters.job import PROBED, Job
 from tests.exporters.node import fill
 from tests.exporters.prometheus_server import PrometheusServer
 from tests.exporters.test_exposition import read
@@ -65,9 +65,21 @@ def train(state):
             job.step(step)
         job.scalar('Accuracy/val "odd\\name"\n', 60, 0.75)
         job.scalar("NaN", 60, float("nan"))
-        job.control(Meta({"amp_speedup_ratio": 1.5, "amp_memory_saving_ratio": 0.25}))
+        job.control(Meta(PROBED))
         state.find(job.run, finding())
     fill(state, gpus=2, processes=3, ranks=pids, now_ns=time.monotonic_ns())
+
+
+def test_the_amp_probe_is_a_table_of_precisions(trained):
+    query, run = trained.prometheus.query, ("run", "digits")
+    precisions = {name: frozenset((run, ("precision", name))) for name in ("float32", "bfloat16")}
+    assert query("gpuwatch_train_amp_speedup_ratio") == {frozenset((run,)): 1.5}
+    durations = query("gpuwatch_train_amp_step_duration_seconds")
+    assert durations == {precisions["float32"]: 0.125, precisions["bfloat16"]: pytest.approx(1 / 12)}
+    peak = "gpuwatch_train_amp_peak_memory_bytes"
+    assert query(peak) == {precisions["float32"]: 4e9, precisions["bfloat16"]: 3e9}
+    saved = f'1 - {peak}{{precision!="float32"}} / on(run) group_left {peak}{{precision="float32"}}'
+    assert query(saved) == {precisions["bfloat16"]: 0.25}
 
 
 def test_every_series_arrives_with_its_value(trained):
