@@ -12,8 +12,10 @@ RUNGS = [(1, 1, 1)]
 for _factor in (4, 16, 64, 256, 1024):
     for _family in range(len(FAMILIES)):
         RUNGS.append((*RUNGS[-1][:_family], _factor, *RUNGS[-1][_family + 1 :]))
+_LEVELS = [sum(1 for factor in rung if factor > 1) for rung in RUNGS]
 _LOOK_EVERY = 16  # steps between two looks at the plan
 _SMOOTHING = 1 / 32
+_SETTLED = 31  # the steps until then are averaged
 _RESTORE_AT = 0.7  # go back a rung only when that is expected to take less than this share of the budget
 
 
@@ -34,7 +36,7 @@ class Governor:
     @property
     def thinning_level(self):
         """Index into wire.THINNING: how many families, in order, are thinned."""
-        return sum(1 for factor in RUNGS[self.rung] if factor > 1)
+        return _LEVELS[self.rung]
 
     @property
     def base_ratio(self):
@@ -50,10 +52,16 @@ class Governor:
         return every * max(1, RUNGS[self.rung][-1] // 16)
 
     def due(self, family, turn, every):
-        """Whether `family` is measured at an optimizer's `turn`-th step. Thinned families take different steps."""
-        place = FAMILIES.index(family)
-        factor = RUNGS[self.rung][place]
-        return (turn + every * (factor // len(FAMILIES)) * place) % (every * factor) == 0
+        """Whether `family` is measured at an optimizer's `turn`-th step."""
+        return family in self.families_due(turn, every)
+
+    def families_due(self, turn, every):
+        """The families that are measured at an optimizer's `turn`-th step. Thinned ones take different steps."""
+        return [
+            family
+            for place, (family, factor) in enumerate(zip(FAMILIES, RUNGS[self.rung]))
+            if not (turn + every * (factor // len(FAMILIES)) * place) % (every * factor)
+        ]
 
     def spent(self, family, nanoseconds):
         """A part of a step's measurement of `family` took this long."""
@@ -68,18 +76,22 @@ class Governor:
 
     def step(self, step_ns, hook_ns, budget, every):
         """A step is over: it took `step_ns`, the hooks `hook_ns` of it. A sentence when the plan changed, else None."""
-        base_ns = max(0, hook_ns - sum(self._sampled.values()))
-        for family, nanoseconds in self._sampled.items():
-            self._learn(family, nanoseconds)
-        self._sampled = {}
-        weight = max(_SMOOTHING, 1 / (self._looks + 1))
-        if not self._looks:
+        base_ns = hook_ns
+        if self._sampled:
+            base_ns = max(0, hook_ns - sum(self._sampled.values()))
+            for family, nanoseconds in self._sampled.items():
+                self._learn(family, nanoseconds)
+            self._sampled = {}
+        looks = self._looks
+        if not looks:
             self._step_ns, self._hook_ns, self._usual_ns, self._base_ns = step_ns, hook_ns, step_ns, base_ns
+        weight = _SMOOTHING if looks > _SETTLED else 1 / (looks + 1)
+        usual_ns, usual_base_ns = self._usual_ns, self._base_ns
         self._step_ns += weight * (step_ns - self._step_ns)
         self._hook_ns += weight * (hook_ns - self._hook_ns)
         # For the plan, a step with a validation run in it counts as a long step, not as an hour.
-        self._usual_ns += weight * (min(step_ns, 4 * self._usual_ns) - self._usual_ns)
-        self._base_ns += weight * (min(base_ns, 4 * self._base_ns + 1000) - self._base_ns)
+        self._usual_ns += weight * (min(step_ns, 4 * usual_ns) - usual_ns)
+        self._base_ns += weight * (min(base_ns, 4 * usual_base_ns + 1000) - usual_base_ns)
         self._looks += 1
         self.overhead_ratio = self._hook_ns / self._step_ns if self._step_ns else 0.0
         if self._looks % _LOOK_EVERY and self._looks != 6:

@@ -3,12 +3,12 @@
 Their steps are gathered into one part, as if one optimizer had stepped, and published when the outermost backward ends.
 """
 
+import sys
+
 
 def running():
     """Whether the caller is inside a backward pass."""
-    import torch
-
-    return torch._C._current_graph_task_id() != -1
+    return sys.modules["torch"]._C._current_graph_task_id() != -1
 
 
 class InBackward:
@@ -39,7 +39,7 @@ class InBackward:
                 tensors.append(parameter.grad)
         reading = part.gradients.reading
         reading.measure(part, places, tensors)  # one tensor at a time: the fused kernel's beginning would cost more
-        if self._recorder.due("layers", self._entry):
+        if "layers" in part.due:
             part.gradients.detailed = True
             reading.detail(part, places, tensors)
 

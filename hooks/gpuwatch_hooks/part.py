@@ -9,6 +9,7 @@ from .readback import Readback, contents
 _INDEX = wire.STEP_FIELD_INDEX
 _COLUMNS = len(wire.TENSOR_COLUMNS)
 _ALL_COLUMNS = (1 << _COLUMNS) - 1
+_EMPTY = bytes(8 * len(wire.STEP_FIELDS))
 
 
 class Part:
@@ -28,8 +29,8 @@ class Part:
         self.updates = None
         self.several = None  # the optimizers, when the entry stands for several
         self.groups = []  # flat: learning rate, weight decay of each group
-        self._cells = array("d", bytes(8 * len(wire.STEP_FIELDS)))
-        self._mask = 0
+        self.due = ()  # families of statistics whose turn it is in this step
+        self.fields = {}  # wire.STEP_FIELDS name -> value (a float; NaN is a value)
         self._tables = []  # (kind, family, mask of columns or exponent, flat array)
         self._readback = None
         self._waiting = []  # (places in the readback, callback)
@@ -40,19 +41,21 @@ class Part:
         self._numels = []
 
     def set(self, name, value):
-        """Field `name` of wire.STEP_FIELDS has this value (a float; NaN is a value)."""
-        index = _INDEX[name]
-        self._cells[index] = value
-        self._mask |= 1 << index
+        """Field `name` of wire.STEP_FIELDS has this value. Raises KeyError or TypeError for what is none or no number."""
+        if name not in _INDEX:
+            raise KeyError(name)
+        self.fields[name] = float(value)
 
     def get(self, name):
         """The field's value, or None when it is absent."""
-        index = _INDEX[name]
-        return self._cells[index] if self._mask >> index & 1 else None
+        return self.fields.get(name)
 
     def param_groups(self):
         """The parameter groups behind this part, at most wire.MAX_GROUPS."""
-        optimizers = self.several if self.several is not None else [self.entry.optimizer()]
+        if self.several is None:
+            optimizer = self.entry.optimizer()
+            return optimizer.param_groups[: wire.MAX_GROUPS] if optimizer is not None else []
+        optimizers = self.several
         return [group for optimizer in optimizers if optimizer is not None for group in optimizer.param_groups][
             : wire.MAX_GROUPS
         ]
@@ -116,7 +119,12 @@ class Part:
             self._write_table(session, *table)
         flags = wire.STEP_COMPLETE if self.complete else 0
         groups = self.groups[: 2 * wire.MAX_GROUPS]
-        session.write(wire.KIND_STEP, wire.pack_step(self.step, entry.index, flags, self._mask, self._cells, groups))
+        mask, cells = 0, array("d", _EMPTY)
+        for name, value in self.fields.items():
+            index = _INDEX[name]
+            cells[index] = value
+            mask |= 1 << index
+        session.write(wire.KIND_STEP, wire.pack_step(self.step, entry.index, flags, mask, cells, groups))
 
     def _write_table(self, session, kind, family, detail, cells):
         version, first_row, rows = self._layout

@@ -16,6 +16,7 @@ import time
 from . import in_backward, stepping
 from .governor import Governor
 from .kernels.selection import Selection
+from .meter import Meter
 from .part import Part
 from .probes import ORDER
 from .probes.phases import PhaseClock
@@ -39,6 +40,7 @@ class Recorder:
         self.roster = Roster(session)
         self.governor = Governor()
         self.clock = PhaseClock(_now())
+        self.meter = Meter()
         self.probes = [make() for make in ORDER]
         if os.environ.get("GPUWATCH_LR_FIND"):  # not imported where nobody asks for it
             from . import lr_range
@@ -49,9 +51,9 @@ class Recorder:
 
             self.probes += live.wanted()
         self.by_name = {probe.name: probe for probe in self.probes}
+        self._phases = self.by_name["phases"]
         self.selection = Selection(session)
         self._rebind()
-        self.hook_ns = 0  # taken by the hooks since the last part was closed
         self.backwards = 0  # outermost backward calls so far
         self.iteration = 0
         self.previous_end = None  # perf_counter_ns when the last part was closed
@@ -59,7 +61,6 @@ class Recorder:
         self._in_backward = in_backward.InBackward(self)
         self._iteration_closed = False
         self._waiting = collections.deque()
-        self._thread = threading.main_thread().ident  # the one that is recorded
         self._elsewhere = False  # whether it was said that another one steps too
         self._captured = False
 
@@ -69,10 +70,21 @@ class Recorder:
         from torch.optim import optimizer
 
         guard, ledger = self.session.guard, self.session.ledger
+        self._cuda = sys.modules["torch"].cuda
         for probe in self.probes:
             guard.run(probe.name, probe.install, self)
-        ledger.hook(optimizer.register_optimizer_step_pre_hook, guard.wrap("recorder", _without_graph(self._before_step)))
-        ledger.hook(optimizer.register_optimizer_step_post_hook, guard.wrap("recorder", _without_graph(self._after_step)))
+        before, after = (
+            self.hook("recorder", _without_graph(f), elsewhere=True) for f in (self._before_step, self._after_step)
+        )
+        ledger.hook(optimizer.register_optimizer_step_pre_hook, before)
+        ledger.hook(optimizer.register_optimizer_step_post_hook, after)
+
+    def hook(self, probe, function, default=None, elsewhere=False):
+        """`function` as a hook of a probe: it never raises, and what it takes of the training thread is counted.
+
+        On other threads it is not called at all, and `default` comes back, unless `elsewhere`.
+        """
+        return self.session.guard.metered(self.meter, probe, function, default, elsewhere)
 
     def admit(self, probe):
         """A probe that somebody has asked for while the job runs, the last in their order. From any thread."""
@@ -87,10 +99,15 @@ class Recorder:
 
     def _rebind(self):
         self._all_before, self._all_after = self._calls("before"), self._calls("after")
+        self._usual_before, self._usual_after = self._calls("before", usual=True), self._calls("after", usual=True)
 
-    def _calls(self, moment):
-        """Every probe's method for this moment, as one call that keeps the probes' faults apart."""
-        found = [(probe.name, getattr(probe, moment, None)) for probe in self.probes]
+    def _calls(self, moment, usual=False):
+        """Every probe's method for this moment, as one call that keeps the probes' faults apart.
+
+        `usual`: for the steps at which nothing is sampled.
+        """
+        probes = [probe for probe in self.probes if not (usual and getattr(probe, "sampled", False))]
+        found = [(probe.name, getattr(probe, moment, None)) for probe in probes]
         return self.session.guard.together([(name, function) for name, function in found if function is not None])
 
     def remove(self):
@@ -122,18 +139,19 @@ class Recorder:
 
     def on_training_thread(self):
         """Whether the caller is the thread that steps optimizers (before the first step: the main thread)."""
-        return threading.get_ident() == self._thread
+        return threading.get_ident() == self.meter.thread
 
     # -------------------------------------------------------------------------------------------------------- hooks
     def _before_step(self, optimizer, args, kwargs):
         began = _now()
-        if self.capturing() or not self._arm(optimizer):
+        if self.capturing() or not (self.session.armed or self._arm(optimizer)) or self.session.over:
             return None
         if in_backward.running():
             self._in_backward.before_step(optimizer)
-            self.hook_ns += _now() - began
+            if not self.meter.since:  # one of autograd's own threads, for which the training thread waits
+                self.meter.taken_ns += _now() - began
             return None
-        if not self.on_training_thread() and not self._follow(began):
+        if threading.get_ident() != self.meter.thread and not self._follow(began):
             return None
         part = self.open_part(optimizer)
         entry = part.entry
@@ -145,11 +163,11 @@ class Recorder:
             return None
         self.clock.enter("other", began)
         replaced = stepping.count_closure(part, self.clock, self.session.guard, args, kwargs)
-        self._all_before(part)
-        done = _now()
-        self.hook_ns += done - began
-        self.clock.leave(done)
-        self.clock.enter("optimizer", done)
+        if part.due:
+            self._all_before(part)
+        else:
+            self._usual_before(part)
+        self.clock.turn("optimizer", _now())
         return replaced
 
     def _after_step(self, optimizer, _args, _kwargs):
@@ -162,8 +180,8 @@ class Recorder:
         entry.in_step -= 1
         if entry.in_step or entry.part is None:
             return
-        self.clock.leave(began)
-        self.close_part(entry.part, began)
+        self.clock.turn("other", began)
+        self._close(entry.part)
 
     def skipped(self, optimizer):
         """A loss scaler did not call `optimizer.step`: its gradients are recorded all the same."""
@@ -182,9 +200,11 @@ class Recorder:
 
     def open_for(self, entry):
         """The open part of an entry."""
-        if entry.part is None:
-            entry.part = Part(entry)
-        return entry.part
+        part = entry.part
+        if part is None:
+            part = entry.part = Part(entry)
+            part.due = self.governor.families_due(entry.steps, self.session.settings.every)
+        return part
 
     def backward_ended(self, now):
         """The outermost backward call has ended at perf_counter_ns `now`: optimizers may have stepped inside it."""
@@ -194,38 +214,39 @@ class Recorder:
         """The iteration that the next step of an entry will belong to."""
         return self.iteration + (1 if self._iteration_closed or entry.iteration == self.iteration else 0)
 
-    def due(self, family, entry):
-        """Whether the governor wants `family` measured at this step of the entry."""
-        return self.governor.due(family, entry.steps, self.session.settings.every)
-
     def close_part(self, part, began):
         """The optimizer has stepped (or was skipped) at perf_counter_ns `began`: number the step, close and publish it."""
-        entry, guard = part.entry, self.session.guard
         self.clock.enter("other", began)
+        self._close(part)
+
+    def _close(self, part):
+        """The same, where the clock has been told already that what follows is no longer the optimizer's time."""
+        entry, guard = part.entry, self.session.guard
         entry.part = None
         entry.steps += 1
         self._number(part)
-        self._all_after(part)
+        if part.due:
+            self._all_after(part)
+        else:
+            self._usual_after(part)
         part.ended = _now()
-        guard.run("phases", self.by_name["phases"].close, part)
-        self._account(part, self.hook_ns + part.ended - began)
+        guard.run("phases", self._phases.close, part)
+        self._account(part, self.meter.cut(part.ended))  # publishing counts to the next part
         self.previous_end = part.ended
         part.close()
         self._waiting.append(part)
         self._publish()
-        done = _now()
-        self.hook_ns = done - part.ended  # publishing counts to the next part
-        self.clock.leave(done)
+        self.clock.leave(_now())
 
     def _account(self, part, hook_ns):
         """What the hooks themselves have cost since the last part, and whether something is to be thinned."""
-        settings, governor = self.session.settings, self.governor
-        part.set("hook_seconds", hook_ns * 1e-9)
+        settings, governor, fields = self.session.settings, self.governor, part.fields
+        fields["hook_seconds"] = hook_ns * 1e-9
         if self.previous_end is None:
             return
         said = governor.step(part.ended - self.previous_end, hook_ns, settings.overhead_budget, settings.every)
-        part.set("overhead_ratio", governor.overhead_ratio)
-        part.set("thinning_level", float(governor.thinning_level))
+        fields["overhead_ratio"] = governor.overhead_ratio
+        fields["thinning_level"] = float(governor.thinning_level)
         if said is not None:
             code = "thinned" if governor.thinned_more else "restored"
             self.session.event(code, part.step, float(governor.thinning_level), said)
@@ -237,7 +258,9 @@ class Recorder:
             self.iteration = upcoming
             self._iteration_closed = False
         entry.iteration = part.step = upcoming
-        if self.iteration > 1:
+        if self.iteration > 1 and len(self.roster) == 1:
+            part.complete = self._iteration_closed = True
+        elif self.iteration > 1:
             recent = self.iteration - EXPECTED_WITHIN
             expected = [e for e in self.roster if e.steps and e.iteration > recent and e.alive()]
             part.complete = self._iteration_closed = all(e.iteration == self.iteration for e in expected)
@@ -259,22 +282,24 @@ class Recorder:
                 text = "optimizers step in several threads at once: one of them is recorded"
                 self.session.event("notice", self.iteration, 0.0, text)
             return False
-        self._thread = threading.get_ident()
+        self.meter.thread = threading.get_ident()
         self.previous_end = None
         self.clock.reset(now)
         return True
 
     def _arm(self, optimizer):
         session = self.session
-        if not session.armed:
+        if session.armed:
+            return not session.over
+        if not session.over:
             parameters = optimizer.param_groups[0]["params"]
             session.device = str(parameters[0].device) if parameters else "cpu"
         return session.arm()
 
     def capturing(self):
         """Whether a CUDA graph is being captured: nothing may be read or allocated then, and replays call no hook."""
-        torch = sys.modules["torch"]
-        if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():
+        cuda = self._cuda
+        if not (getattr(cuda, "_initialized", True) and cuda.is_initialized() and cuda.is_current_stream_capturing()):
             return False
         if not self._captured:
             self._captured = True

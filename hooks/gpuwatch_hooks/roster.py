@@ -77,12 +77,15 @@ class Roster:
         self._session = session
         self._entries = {}  # id(optimizer) -> Entry
         self._order = []
-        self._version = 0
+        self.version = 0  # of the name tables
         self._given = {}  # id(parameter) -> (weak reference, name) told by watch()
         self._naming_attempts = 0
 
     def __iter__(self):
         return iter(self._order)
+
+    def __len__(self):
+        return len(self._order)
 
     def find(self, optimizer):
         """The entry of `optimizer`, or None when it has not stepped yet."""
@@ -165,18 +168,18 @@ class Roster:
                 name = discovery.fallback(optimizer, place, parameter)
             names.append(name)
         entry.unnamed = unnamed
-        if names == entry.names and entry.table_version == self._version:
+        if names == entry.names and entry.table_version == self.version:
             return
         entry.names = names
         self._send()
 
     def _send(self):
         """Lay all tensors out anew and send the tables under a new version."""
-        self._version += 1
+        self.version += 1
         names, numels, taken = [], [], set()
         several = sum(1 for entry in self._order if entry.parameters) > 1
         for entry in self._order:
-            entry.first_row, entry.table_version = len(names), self._version
+            entry.first_row, entry.table_version = len(names), self.version
             room = max(0, wire.MAX_TENSORS - len(names))
             kept = entry.names
             entry.rows = min(len(kept), room)
@@ -194,7 +197,7 @@ class Roster:
             if folded:
                 names.append(wire.OTHER_NAME)
                 numels.append(sum(entry.numels[room - 1 :]))
-        self._session.names("tensor", self._version, 0, names, numels)
+        self._session.names("tensor", self.version, 0, names, numels)
         labels, groups = _labels(self._order), []
         for entry, label in zip(self._order, labels):
             optimizer = entry.optimizer() if entry.optimizer is not None else None
@@ -202,8 +205,8 @@ class Roster:
                 told = group.get("name")
                 name = told if isinstance(told, str) else "group%d" % index
                 groups.append("%s/%s" % (label, name) if several else name)
-        self._session.names("optimizer", self._version, 0, labels)
-        self._session.names("group", self._version, 0, groups)
+        self._session.names("optimizer", self.version, 0, labels)
+        self._session.names("group", self.version, 0, groups)
 
 
 def _is_sharded(module):

@@ -4,6 +4,8 @@
     after(part)    just after it stepped or was skipped
     remove()       when the hooks are taken out
 
+and `sampled`, true where it does nothing at a step at which no family of statistics has its turn (`part.due`).
+
 Both run inside the guard, each probe for itself: three faults switch that one off. Patches go through the session's ledger,
 which takes them out again.
 """

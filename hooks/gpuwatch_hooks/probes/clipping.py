@@ -15,6 +15,8 @@ from ..post_import import Waiter
 from .gradients import versions
 
 _now = time.perf_counter_ns
+#: The other functions of that module that group tensors, twice in each clip by norm.
+_BY_NORM = frozenset(("_get_total_norm", "get_total_norm", "_clip_grads_with_norm_", "clip_grads_with_norm_"))
 #: Not imported for our sake: it takes 1.3 s, and most jobs do without.
 _SHARDING = "torch.distributed.fsdp.fully_sharded_data_parallel"
 #: How often the variables of the loop are searched for an optimizer that has not stepped yet.
@@ -45,7 +47,7 @@ class ClippingProbe:
         from torch.nn.utils import clip_grad
 
         guard, wrap = recorder.session.guard, recorder.session.ledger.wrap
-        before, clipped, by_value = (guard.wrap(self.name, f) for f in (self._before, self._clipped, self._before_value))
+        before, clipped, by_value = (recorder.hook(self.name, f) for f in (self._before, self._clipped, self._before_value))
         if hasattr(clip_grad, "_get_total_norm") and hasattr(clip_grad, "_clip_grads_with_norm_"):
             wrap(clip_grad, "_get_total_norm", lambda original: _first(original, before))
             wrap(clip_grad, "_clip_grads_with_norm_", lambda original: _then(original, clipped))
@@ -56,7 +58,7 @@ class ClippingProbe:
             for owner in (clip_grad, utils):
                 wrap(owner, "clip_grad_norm_", lambda original: _both(original, before, clipped))
         if hasattr(clip_grad, "_group_tensors_by_device_and_dtype"):
-            wrap(clip_grad, "_group_tensors_by_device_and_dtype", lambda original: _first(original, by_value))
+            wrap(clip_grad, "_group_tensors_by_device_and_dtype", lambda original: self._by_value(original, by_value))
         self._waiter = Waiter({_SHARDING: self._wrap_sharded}, lambda error: guard.fault(self.name, error))
         self._waiter.begin()
 
@@ -65,8 +67,8 @@ class ClippingProbe:
         self._waiter.leave()
 
     def _wrap_sharded(self, module):
-        guard, ledger = self._recorder.session.guard, self._recorder.session.ledger
-        before, clipped = guard.wrap(self.name, self._before_sharded), guard.wrap(self.name, self._clipped)
+        ledger = self._recorder.session.ledger
+        before, clipped = (self._recorder.hook(self.name, f) for f in (self._before_sharded, self._clipped))
         ledger.wrap(module.FullyShardedDataParallel, "clip_grad_norm_", lambda original: _method(original, before, clipped))
 
     def _before_sharded(self, model):
@@ -79,8 +81,12 @@ class ClippingProbe:
         if clip is None:
             return
         if clip.max_norm is not None:
-            part.set("clip_max_norm", clip.max_norm)
+            part.fields["clip_max_norm"] = clip.max_norm
         if measured.after is None and clip.total_norm is not None:
+            if clip.total_norm.is_cpu:
+                total_norm = clip.total_norm.item()
+                part.at_end(lambda p: _derive(p, clip.max_norm, total_norm))
+                return
             part.read([clip.total_norm.detach()], lambda values: part.at_end(lambda p: _derive(p, clip.max_norm, values[0])))
 
     def _before(self, tensors, *_args, **_kwargs):
@@ -89,15 +95,13 @@ class ClippingProbe:
         recorder = self._recorder
         if not isinstance(tensors, (list, tuple)) and not hasattr(tensors, "dim"):
             return  # an iterator can be read only once, and not by us
-        if recorder.capturing() or not recorder.on_training_thread():
+        if recorder.capturing():
             return
         recorder.clock.enter("other", began)
         try:
             self._parts = self._measured(tensors)
         finally:
-            done = _now()
-            recorder.hook_ns += done - began
-            recorder.clock.leave(done)
+            recorder.clock.leave(_now())
 
     def _measured(self, tensors):
         ids = set(map(id, [tensors] if hasattr(tensors, "dim") else tensors))
@@ -115,7 +119,7 @@ class ClippingProbe:
         parts = []
         for entry in self._recorder.roster:
             optimizer = entry.optimizer() if entry.optimizer is not None else None
-            if optimizer is None or ids.isdisjoint([id(p.grad) for p in entry.parameters if p.grad is not None]):
+            if optimizer is None or ids.isdisjoint([id(p.grad) for p in entry.parameters]):
                 continue
             part = self._recorder.open_part(optimizer)
             fresh = part.gradients is not None and part.gradients.backwards == self._recorder.backwards
@@ -139,22 +143,31 @@ class ClippingProbe:
 
     def _before_value(self, tensor_lists, *_args, **_kwargs):
         """clip_grad_value_ is about to clamp these gradients (other callers of the grouping function are not meant)."""
-        caller = sys._getframe(1)
-        for _ in range(6):
-            if caller is None or caller.f_code.co_name == "clip_grad_value_":
-                break
-            caller = caller.f_back
-        if caller is None or caller.f_code.co_name != "clip_grad_value_":
-            return
         self._before(tensor_lists[0])
         for part, _ in self._parts:
             self._note(part, Clip(None, None))
         self._parts = []
 
+    def _by_value(self, original, before):
+        def grouped(*args, **kwargs):
+            if sys._getframe(2).f_code.co_name not in _BY_NORM and _asked_by_value(sys._getframe(2)):
+                before(*args, **kwargs)
+            return original(*args, **kwargs)
+
+        return grouped
+
     def _note(self, part, clip):
         part.gradients.clip = clip
         scaled = self._recorder.by_name["loss_scale"].still_scaled(part.entry)
         part.set("clipped_while_scaled", 1.0 if scaled or part.get("clipped_while_scaled") else 0.0)
+
+
+def _asked_by_value(caller):
+    for _ in range(6):
+        if caller is None or caller.f_code.co_name == "clip_grad_value_":
+            return caller is not None
+        caller = caller.f_back
+    return False
 
 
 def _derive(part, max_norm, total_norm):

@@ -43,8 +43,11 @@ class GradientsProbe:
         measured = part.gradients
         if measured is None or measured.backwards != self._recorder.backwards:
             self.measure(part)
-        elif measured.versions is not None and measured.versions != versions(part.entry):
-            self._look_again(part)
+        elif measured.versions is not None:
+            now, clip = versions(part.entry), measured.clip
+            # where a clip was the last to change them, clipping.py knows the coefficient: nothing needs to be read again
+            if now != measured.versions and (clip is None or clip.versions != now):
+                self._look_again(part)
 
     def after(self, part):
         """Closures: the gradients of the last evaluation. Then leave the values to be put together."""
@@ -64,11 +67,11 @@ class GradientsProbe:
         scaling = recorder.by_name["loss_scale"]
         measured = part.gradients = self.begin(entry)
         places, tensors = present(entry)
-        part.set("tensors_without_gradient", float(lacking(entry) if len(tensors) < len(entry.parameters) else 0))
+        part.fields["tensors_without_gradient"] = float(lacking(entry)) if len(tensors) < len(entry.parameters) else 0.0
         if not tensors:
             return
         reading, settings = measured.reading, recorder.session.settings
-        rows = measured.detailed = recorder.due("layers", entry)
+        rows = measured.detailed = "layers" in part.due
         reading.take(
             part,
             places,
@@ -76,7 +79,7 @@ class GradientsProbe:
             scaling.to_true_units(entry),
             scaling.flush_threshold(entry),
             rows=rows,
-            histograms=settings.histograms and recorder.due("histograms", entry),
+            histograms=settings.histograms and "histograms" in part.due,
             spent=recorder.governor.spent,
         )
         if reading.unreadable:
@@ -90,9 +93,6 @@ class GradientsProbe:
     def _look_again(self, part):
         """Something has changed the gradients since they were measured: clipping, or unscaling after a clip."""
         measured, entry = part.gradients, part.entry
-        clip = measured.clip
-        if clip is not None and clip.versions == versions(entry):
-            return  # clipping.py knows the coefficient: nothing needs to be read again
         places, tensors = present(entry)
         if tensors:
             measured.after = Reading(self._recorder.selection)
@@ -103,9 +103,9 @@ class GradientsProbe:
         reading = measured.reading
         if not reading:
             return  # there was no gradient, which is not a gradient of zero
-        norm = reading.norm()
-        part.set("grad_norm", norm)
-        part.set("grad_nonfinite_count", float(sum(reading.nonfinite.values())))
+        fields = part.fields
+        fields["grad_norm"] = norm = reading.norm()
+        fields["grad_nonfinite_count"] = float(sum(reading.nonfinite.values())) if reading.nonfinite else 0.0
         if measured.after is not None:
             clipped = measured.after.norm()
             if measured.clip is not None or abs(clipped - norm) > 1e-6 * norm:
@@ -147,4 +147,5 @@ def lacking(entry):
 
 def versions(entry):
     """How often each gradient was changed in place, with its identity: equal only when nothing touched any of them."""
-    return [(id(g), g._version) for g in [p.grad for p in entry.parameters] if g is not None]
+    gradients = [gradient for gradient in [p.grad for p in entry.parameters] if gradient is not None]
+    return list(map(id, gradients)), [gradient._version for gradient in gradients]

@@ -13,6 +13,11 @@ class GroupsProbe:
 
     def after(self, part):
         groups = part.param_groups()
+        if len(groups) == 1:
+            values = groups[0].get("lr"), groups[0].get("weight_decay")
+            if type(values[0]) is float and type(values[1]) is float:
+                part.groups = values
+                return
         part.groups = flat = [math.nan] * (2 * len(groups))
         for index, group in enumerate(groups):
             for offset, key in enumerate(("lr", "weight_decay")):

@@ -24,6 +24,7 @@ _PASS_THROUGH = (
     "SqueezeBackward0",
     "UnsqueezeBackward0",
 )
+_LOOKED_THROUGH = frozenset((*_PASS_THROUGH, "DivBackward0", "MulBackward0"))
 
 
 class LossProbe:
@@ -40,8 +41,11 @@ class LossProbe:
         self._depth = 0
         import torch
 
-        guard = recorder.session.guard
-        begin, end = guard.wrap(self.name, self._begin), guard.wrap(self.name, self._end)
+        begin, end = recorder.hook(self.name, self._begin, False), recorder.hook(self.name, self._end)
+        self._scaling = recorder.by_name["loss_scale"]
+        self._beginnings = recorder.session.guard.together(
+            [(name, recorder.by_name[name].at_backward) for name in ("modes", "clearing", "validation")]
+        )
         recorder.session.ledger.wrap(torch.autograd, "backward", lambda original: _watched(original, begin, end))
 
     def scaler(self):
@@ -59,7 +63,10 @@ class LossProbe:
         self._previous, self._window, self._previous_iteration = window, [], part.step
         if not window:
             return
-        part.set("micro_batches", float(len(window)))
+        part.fields["micro_batches"] = float(len(window))
+        if len(window) == 1 and isinstance(window[0][0], float) and self._divisor is None:  # nearly every loop
+            part.fields["loss"] = window[0][0]
+            return
         roots = [root for root in window if root[0] is not None]
         if (part.closure_calls or 0) > 1:
             roots = roots[:1]  # the later evaluations are at other weights
@@ -82,8 +89,8 @@ class LossProbe:
     def _begin(self, args, kwargs):
         began = _now()
         recorder = self._recorder
-        if in_backward.running() or not recorder.on_training_thread() or recorder.capturing():
-            return False  # a recomputed block's own backward, somebody else's thread, or a graph that must not grow
+        if in_backward.running() or recorder.capturing():
+            return False  # a recomputed block's own backward, or a graph that must not grow
         self._depth += 1
         if self._depth > 1:
             return True
@@ -92,14 +99,9 @@ class LossProbe:
         if len(self._window) >= MAX_BACKWARDS:
             del self._window[: MAX_BACKWARDS // 2]
         roots = args[0] if args else kwargs.get("tensors")
-        scaled = recorder.by_name["loss_scale"].marked
-        self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ()), scaled))
-        for name in ("modes", "clearing", "validation"):
-            recorder.session.guard.run(name, recorder.by_name[name].at_backward)
-        done = _now()
-        recorder.hook_ns += done - began
-        recorder.clock.leave(done)
-        recorder.clock.enter("backward", done)
+        self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ()), self._scaling.marked))
+        self._beginnings()
+        recorder.clock.turn("backward", _now())
         return True
 
     def _end(self):
@@ -123,13 +125,16 @@ def _loss_of(roots, scaled):
 
 
 def _value(root, scaled):
-    divisor, scaler = _ancestry(root.grad_fn, scaled)
+    node = root.grad_fn
+    if scaled or node is None or node.name() in _LOOKED_THROUGH:
+        divisor, scaler = _ancestry(node, scaled)
+    else:
+        divisor, scaler = 1.0, None
     scale = scaler._scale if scaler is not None else None
-    detached = root.detach()
-    if detached.device.type == "cpu":
-        value = detached.item()
+    if root.is_cpu:
+        value = root.item()
         return (value / scale.item() if scale is not None and scale.device.type == "cpu" else value), divisor, scaler
-    value = detached.double().reshape(())  # a copy: the loop may change its loss in place afterwards
+    value = root.detach().double().reshape(())  # a copy: the loop may change its loss in place afterwards
     if value.data_ptr() == root.data_ptr():
         value = value.clone()
     return (value / scale if scale is not None else value), divisor, scaler

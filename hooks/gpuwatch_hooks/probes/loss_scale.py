@@ -36,7 +36,8 @@ class LossScaleProbe:
         """Wrap what this class defines itself: ShardedGradScaler, for one, has a `scale` of its own."""
         self._wrapped.add(scaler_class)
         guard, ledger = self._recorder.session.guard, self._recorder.session.ledger
-        mark, begin, end = (guard.wrap(self.name, f) for f in (self._mark, self._begin, self._end))
+        # on every thread: whose steps are recorded is known at the first one only
+        mark, begin, end = (self._recorder.hook(self.name, f, elsewhere=True) for f in (self._mark, self._begin, self._end))
         told = guard.wrap(self.name, self._new_scale)
         if "scale" in vars(scaler_class):
             ledger.wrap(scaler_class, "scale", lambda original: _marking(original, mark))
@@ -48,6 +49,8 @@ class LossScaleProbe:
     # -------------------------------------------------------------------------------------------- asked by others
     def to_true_units(self, entry):
         """What the entry's gradients must be multiplied with now: a 0-d float64 tensor, or None when they are true already."""
+        if self._unused():
+            return None
         optimizer = entry.optimizer() if entry.optimizer is not None else None
         if optimizer is not None and self._stepping is not None and self._stepping[0] is optimizer:
             scale = getattr(optimizer, "grad_scale", None)
@@ -57,18 +60,26 @@ class LossScaleProbe:
 
     def flush_threshold(self, entry):
         """True magnitudes at or below this are lost to fp16 at the present scale: a 0-d float64 tensor, or None unscaled."""
-        scaler = self._scaler_in_use(entry)
+        scaler = None if self._unused() else self._scaler_in_use(entry)
         if scaler is None or scaler._scale is None:
             return None
         return _FLUSHED / scaler._scale.detach().double()
 
     def still_scaled(self, entry):
         """Whether the entry's gradients carry the loss scale at this moment."""
+        if self._unused():
+            return False
         return self._pending_scale(entry.optimizer() if entry.optimizer is not None else None) is not None
+
+    def _unused(self):
+        """Whether no loss was ever scaled, and no scaler steps now: what most loops are."""
+        return not self.marked and self._stepping is None
 
     # ----------------------------------------------------------------------------------------------------- probing
     def after(self, part):
         """The scale of this step and whether its update was skipped."""
+        if self._unused():
+            return
         scaler = self._scaler_in_use(part.entry)
         if scaler is None or scaler._scale is None:
             return
@@ -119,8 +130,8 @@ class LossScaleProbe:
         for kind in type(scaler).__mro__:  # a subclass that was imported after the hooks came
             if kind not in self._wrapped and hasattr(kind, "unscale_"):
                 self._wrap(kind)
-        if not getattr(scaler, "_enabled", False) or self._stepping is not None:
-            return None  # off, or the call of a subclass to its base
+        if self._stepping is not None:
+            return None  # the call of a subclass to its base
         entry = self._recorder.roster.find(optimizer)
         self._stepping = (optimizer, scaler)
         self._recorder.clock.enter("optimizer", _now())
@@ -150,7 +161,8 @@ def _scaler_class():
 def _marking(original, mark):
     def scale(self, *args, **kwargs):
         scaled = original(self, *args, **kwargs)
-        mark(self, scaled)
+        if getattr(self, "_enabled", True):
+            mark(self, scaled)
         return scaled
 
     return scale
@@ -158,7 +170,7 @@ def _marking(original, mark):
 
 def _stepped(original, begin, end):
     def step(self, optimizer, *args, **kwargs):
-        token = begin(self, optimizer)
+        token = begin(self, optimizer) if getattr(self, "_enabled", False) else None
         if token is None:
             return original(self, optimizer, *args, **kwargs)
         completed = False

@@ -12,19 +12,20 @@ class ModesProbe:
     def at_backward(self):
         """Note the mode of every known optimizer's modules."""
         for entry in self._recorder.roster:
-            entry.training = _mode(entry)
+            modes = [root.training for root in [reference() for reference in entry.roots] if root is not None]
+            entry.training = all(modes) if modes else None
 
     def any_training(self):
         """Whether a module that owns tensors of an optimizer is in train() now."""
         return any(_mode(entry) for entry in self._recorder.roster)
 
     def after(self, part):
-        mode = part.entry.training
+        entry = part.entry
+        mode, entry.training = entry.training, None
         if mode is None:
-            mode = _mode(part.entry)
-        part.entry.training = None
+            mode = _mode(entry)
         if mode is not None:
-            part.set("training_mode", 1.0 if mode else 0.0)
+            part.fields["training_mode"] = 1.0 if mode else 0.0
 
 
 def _mode(entry):

@@ -4,16 +4,19 @@ Only data loading, backward and the optimizer have an entrance that can be watch
 between them is decided by what comes next: time that ends in a backward was forward, any other was not.
 """
 
+import sys
 import time
 
 PHASES = ("data", "forward", "backward", "optimizer", "other")
+_NOTHING = dict.fromkeys(PHASES, 0)
+_SECONDS = [phase + "_seconds" for phase in PHASES]
 
 
 class PhaseClock:
     """A partition of the training thread's time. `now` arguments are perf_counter_ns readings."""
 
     def __init__(self, now):
-        self._spent_ns = dict.fromkeys(PHASES, 0)  # until the step is closed
+        self._spent_ns = dict(_NOTHING)  # until the step is closed
         self.autocast_forward_ns = 0
         self.autocast = False
         self._since = now
@@ -27,50 +30,79 @@ class PhaseClock:
 
         `between`: what the time since the last phase turns out to have been.
         """
-        self._advance(now)
-        if not self._stack:
+        elapsed = now - self._since
+        self._since = now
+        stack = self._stack
+        if stack:
+            self._add(stack[-1], elapsed)
+        else:
+            self._between(elapsed)
             self._settle(between)
-        self._stack.append(phase)
+        stack.append(phase)
 
     def leave(self, now):
         """The innermost open phase ends."""
-        self._advance(now)
+        elapsed = now - self._since
+        self._since = now
         if self._stack:
-            self._fresh_data = self._stack.pop() == "data"
+            phase = self._stack.pop()
+            self._add(phase, elapsed)
+            self._fresh_data = phase == "data"
+        else:
+            self._between(elapsed)
+
+    def turn(self, phase, now):
+        """The innermost open phase ends, and `phase` begins at once."""
+        stack = self._stack
+        if not stack:
+            self.enter(phase, now)
+            return
+        self._add(stack[-1], now - self._since)
+        self._since = now
+        stack[-1] = phase
+        self._fresh_data = False
 
     def reset(self, now):
         """A phase was left by an exception that nobody saw: everything open is over."""
-        self._advance(now)
-        self._stack.clear()
+        while self._stack:
+            self.leave(now)
 
     def set_autocast(self, active, now):
         """Autocast begins or ends. Where no data was fetched before it, it also marks where the forward pass begins."""
-        self._advance(now)
-        if active and not self.autocast and not self._stack and not self._fresh_data:
-            self._settle("other")
+        elapsed = now - self._since
+        self._since = now
+        if self._stack:
+            self._add(self._stack[-1], elapsed)
+        else:
+            self._between(elapsed)
+            if active and not self.autocast and not self._fresh_data:
+                self._settle("other")
         self.autocast = active
 
     def close_step(self, now):
         """Nanoseconds of each phase since the last call, in the order of PHASES, and of forward under autocast."""
-        self._advance(now)
-        self._settle("other")
-        spent, under = [self._spent_ns[phase] for phase in PHASES], self.autocast_forward_ns
-        self._spent_ns = dict.fromkeys(PHASES, 0)
-        self.autocast_forward_ns = 0
-        self._fresh_data = False
-        return spent, under
-
-    def _advance(self, now):
         elapsed = now - self._since
         self._since = now
-        if not self._stack:
-            self._between_ns += elapsed
-            if self.autocast:
-                self._between_autocast_ns += elapsed
+        if self._stack:
+            self._add(self._stack[-1], elapsed)
         else:
-            self._spent_ns[self._stack[-1]] += elapsed
-            if self.autocast and self._stack[-1] == "forward":
-                self.autocast_forward_ns += elapsed
+            self._between(elapsed)
+        if self._between_ns:
+            self._settle("other")
+        spent, self._spent_ns = self._spent_ns, dict(_NOTHING)
+        under, self.autocast_forward_ns = self.autocast_forward_ns, 0
+        self._fresh_data = False
+        return list(spent.values()), under
+
+    def _add(self, phase, elapsed):
+        self._spent_ns[phase] += elapsed
+        if self.autocast and phase == "forward":
+            self.autocast_forward_ns += elapsed
+
+    def _between(self, elapsed):
+        self._between_ns += elapsed
+        if self.autocast:
+            self._between_autocast_ns += elapsed
 
     def _settle(self, phase):
         """What lay between phases was `phase`."""
@@ -91,12 +123,8 @@ class PhasesProbe:
         self._batch_told = False
         from torch.utils.data import dataloader
 
-        guard = recorder.session.guard
-        recorder.session.ledger.wrap(
-            dataloader._BaseDataLoaderIter,
-            "__next__",
-            lambda original: _timed(original, guard.wrap(self.name, self._begin), guard.wrap(self.name, self._end)),
-        )
+        begin, end = recorder.hook(self.name, self._begin, False), recorder.hook(self.name, self._end)
+        recorder.session.ledger.wrap(dataloader._BaseDataLoaderIter, "__next__", lambda original: _timed(original, begin, end))
 
     def close(self, part):
         """Close the step's clock at `part.ended` and share the time out."""
@@ -107,21 +135,23 @@ class PhasesProbe:
             self._recorder.session.meta({"batch_size": self._batch_size})
         if self._recorder.previous_end is None:
             return  # the first step has no beginning
-        part.set("step_seconds", sum(spent) * 1e-9)
-        for phase, nanoseconds in zip(PHASES, spent):
-            part.set(phase + "_seconds", nanoseconds * 1e-9)
+        fields = part.fields
+        fields["step_seconds"] = sum(spent) * 1e-9
+        for name, nanoseconds in zip(_SECONDS, spent):
+            fields[name] = nanoseconds * 1e-9
         if spent[1] > 0:
-            part.set("autocast_ratio", under_autocast / spent[1])
+            fields["autocast_ratio"] = under_autocast / spent[1]
 
     def _begin(self, iterator):
         recorder = self._recorder
-        if not recorder.on_training_thread() or recorder.fetching:
+        if recorder.fetching:
             return False
         recorder.fetching = True
         if not self._batch_told:
             size = getattr(getattr(iterator, "_index_sampler", None), "batch_size", None)
             self._batch_size = size if isinstance(size, int) else None
-        recorder.session.guard.run("validation", recorder.by_name["validation"].at_fetch)
+        if not sys.modules["torch"].is_grad_enabled():
+            recorder.session.guard.run("validation", recorder.by_name["validation"].at_fetch)
         recorder.clock.enter("data", time.perf_counter_ns())
         return True
 

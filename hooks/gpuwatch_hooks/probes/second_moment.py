@@ -24,6 +24,7 @@ class SecondMomentProbe:
     """Measured together with the update ratio, and thinned with it."""
 
     name = "second_moment"
+    sampled = True
 
     def install(self, recorder):
         self._recorder = recorder
@@ -31,7 +32,7 @@ class SecondMomentProbe:
 
     def before(self, part):
         recorder, entry = self._recorder, part.entry
-        if part.closure_calls is not None or not recorder.due("update_ratio", entry):
+        if part.closure_calls is not None or "update_ratio" not in part.due:
             return
         optimizer = entry.optimizer() if entry.optimizer is not None else None
         if optimizer is None or "betas" not in optimizer.defaults:

@@ -6,7 +6,6 @@ mode there. What happened between two backward calls is one pass. A block of whi
 samples for its discriminator, a teacher) belongs to training.
 """
 
-import sys
 import weakref
 
 #: Passes of the same kind in a row that are told; a loop that validates after each step would otherwise fill the ring.
@@ -24,23 +23,23 @@ class ValidationProbe:
         self._in_train_mode = False
         self._learned = False  # a BatchNorm has, in a block without gradients
         self._learned_last = False  # also before the backward call before
-        self._depth = 0
-        self._norms = {}  # entry index -> (version of the tables, weak reference to a BatchNorm's count of batches, or None)
+        self.depth = 0  # of the blocks that are watched
+        self.tables = 0  # versions of the name tables, whose modules have been looked through
+        self.counts = []  # weak references to the counts of batches of BatchNorms, one an optimizer
         self._before = []
         self._last, self._in_a_row = None, 0
         import torch
 
-        guard, ledger = recorder.session.guard, recorder.session.ledger
-        entered, left = guard.wrap(self.name, self._entered), guard.wrap(self.name, self._left)
+        ledger = recorder.session.ledger
+        entered, left = recorder.hook(self.name, self._entered), recorder.hook(self.name, self._left)
         for block in (torch.no_grad, torch.inference_mode):
-            ledger.wrap(block, "__enter__", lambda original: _entering(original, entered))
-            ledger.wrap(block, "__exit__", lambda original: _leaving(original, left))
+            ledger.wrap(block, "__enter__", lambda original: self._entering(original, entered))
+            ledger.wrap(block, "__exit__", lambda original: self._leaving(original, left))
 
     def at_fetch(self):
-        """A loader is about to be asked for a batch."""
-        if not sys.modules["torch"].is_grad_enabled():
-            self._fetched += 1
-            self._in_train_mode = self._recorder.by_name["modes"].any_training()
+        """A loader is about to be asked for a batch with gradients switched off."""
+        self._fetched += 1
+        self._in_train_mode = self._recorder.by_name["modes"].any_training()
 
     def at_backward(self):
         """Training goes on."""
@@ -56,50 +55,47 @@ class ValidationProbe:
             self._recorder.session.event("validation_pass", self._recorder.iteration, float(in_train_mode), "")
 
     def _entered(self):
-        recorder = self._recorder
-        if not recorder.session.armed or not recorder.on_training_thread():
-            return
-        self._depth += 1
-        if self._depth == 1:
-            counts = [self._count_of(entry) for entry in recorder.roster]
+        if self.tables != self._recorder.roster.version:
+            self.tables = self._recorder.roster.version
+            first = [next(_counts(entry), None) for entry in self._recorder.roster]
+            self.counts = [weakref.ref(count) for count in first if count is not None]
+        self.depth += 1
+        if self.depth == 1:
+            counts = [reference() for reference in self.counts]
             self._before = [(count, count._version) for count in counts if count is not None]
 
     def _left(self):
-        if not self._depth or not self._recorder.on_training_thread():
-            return
-        self._depth -= 1
-        if self._depth == 0:
+        self.depth -= 1
+        if self.depth == 0:
             self._learned = self._learned or any(count._version != version for count, version in self._before)
             self._before = []
 
-    def _count_of(self, entry):
-        version, reference = self._norms.get(entry.index, (None, None))
-        if version != entry.table_version:
-            reference = next((weakref.ref(count) for root in entry.roots for count in _counts(root())), None)
-            self._norms[entry.index] = (entry.table_version, reference)
-        return reference() if reference is not None else None
+    def _entering(self, original, entered):
+        roster = self._recorder.roster
+
+        def entering(block, *args, **kwargs):
+            result = original(block, *args, **kwargs)
+            # torch's own functions enter some five blocks a step, so nothing is called where no model has a BatchNorm
+            if self.depth or self.counts or self.tables != roster.version:
+                entered()
+            return result
+
+        return entering
+
+    def _leaving(self, original, left):
+        def leaving(*args, **kwargs):
+            if self.depth:
+                left()
+            return original(*args, **kwargs)
+
+        return leaving
 
 
-def _counts(module):
+def _counts(entry):
     # The running mean itself will not do: the kernel writes it without a new version.
-    for inner in module.modules() if module is not None else ():
-        count = getattr(inner, "num_batches_tracked", None)
-        if count is not None:
-            yield count
-
-
-def _entering(original, entered):
-    def entering(self, *args, **kwargs):
-        result = original(self, *args, **kwargs)
-        entered()
-        return result
-
-    return entering
-
-
-def _leaving(original, left):
-    def leaving(self, *args, **kwargs):
-        left()
-        return original(self, *args, **kwargs)
-
-    return leaving
+    for root in entry.roots:
+        module = root()
+        for inner in module.modules() if module is not None else ():
+            count = getattr(inner, "num_batches_tracked", None)
+            if count is not None:
+                yield count

@@ -11,14 +11,15 @@ class WeightsProbe:
     """Measured together with the update ratio, so that both speak of the same step."""
 
     name = "weights"
+    sampled = True
 
     def install(self, recorder):
         self._recorder = recorder
 
     def before(self, part):
         recorder, entry = self._recorder, part.entry
-        norms = recorder.due("update_ratio", entry)
-        histograms = recorder.session.settings.histograms and recorder.due("histograms", entry)
+        norms = "update_ratio" in part.due
+        histograms = recorder.session.settings.histograms and "histograms" in part.due
         if not norms and not histograms:
             return
         places, reading = range(len(entry.parameters)), Reading(recorder.selection)
