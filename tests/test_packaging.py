@@ -46,7 +46,12 @@ def test_the_wheel_has_both_packages_and_nothing_else(built):
         "gpuwatch_hooks",
         f"gpuwatchd-{gpuwatch.__version__}.dist-info",
     }
-    assert {"gpuwatch/cli/run.py", "gpuwatch/demo/digits.py", "gpuwatch_hooks/inject/sitecustomize.py"} <= names
+    assert {
+        "gpuwatch/cli/run.py",
+        "gpuwatch/py.typed",
+        "gpuwatch/demo/digits.py",
+        "gpuwatch_hooks/inject/sitecustomize.py",
+    } <= names
     page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gpuwatch" / "web").rglob("*") if path.is_file()}
     assert len(page) > 15
     assert page <= names, "the web page, and the licence of the charts beside them"

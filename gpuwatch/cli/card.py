@@ -111,7 +111,7 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
         yield "gradient", f"{_spark(recent.get('grad_norm', []))} {_gradient(values)}"
     if known.learning_rates:
         rates = dict.fromkeys(number(summary.number(rate)) for rate in known.learning_rates)
-        yield "rate", ", ".join(list(rates)[:6]) + _update(values)
+        yield "lr", ", ".join(list(rates)[:6]) + _update(values)
     if "loss_scale" in values:
         backoffs = _times(known.counters.loss_scale_backoffs, "back-off")
         skipped = _times(known.counters.skipped_steps, "skipped step")
@@ -134,7 +134,7 @@ def _gradient(values: dict[str, float]) -> str:
     text = number(values["grad_norm"])
     clipped = values.get("grad_norm_clipped")
     if clipped is not None and number(clipped) == text:
-        text += ", clipped by nothing"
+        text += ", below the clipping threshold"
     elif clipped is not None:
         text += f" before clipping, {number(values['grad_norm_clipped'])} after"
     if values.get("grad_nonfinite_count", 0) > 0:
@@ -172,7 +172,7 @@ def _memory(rank: Recorded, values: dict[str, float]) -> Iterator[tuple[str, str
 
 def _resident_bytes(pid: int) -> int | None:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
@@ -213,7 +213,7 @@ def _findings(ranks: list[Recorded]) -> Iterator[str]:
         active.sort(key=lambda f: _ORDER.get(f.severity, 3))
     else:
         yield label + str(len(findings))
-        active, closed = findings, []
+        active, closed = sorted(findings, key=lambda f: f.severity == "info"), []  # in time: what came first is the cause
     times = Counter((finding.rule, finding.layer) for finding in active)
     for finding in active:
         if count := times.pop((finding.rule, finding.layer), 0):

@@ -49,7 +49,7 @@ def torch(logdir: Path) -> Result:  # noqa: ARG001
             "torch",
             "note",
             f"not installed for {sys.executable}",
-            "That is fine when your training uses another interpreter; for `gpuwatch demo`: pip install 'gpuwatchd[demo]'",
+            "That is fine when your training uses another interpreter; for `gpuwatch demo`: pip install torch scikit-learn",
         )
     version = importlib.metadata.version("torch")
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 1):

@@ -42,7 +42,9 @@ def command(seconds: float, no_browser: bool, logdir: Path) -> None:
     """
     for module, package in (("torch", "torch"), ("sklearn", "scikit-learn")):
         if importlib.util.find_spec(module) is None:
-            raise click.ClickException(f"the demo trains with {package}, which is not installed: pip install 'gpuwatchd[demo]'")
+            raise click.ClickException(
+                f"the demo trains with {package}, which is not installed: pip install torch scikit-learn"
+            )
     name = f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     script = Path(__file__).resolve().parents[1] / "demo" / "digits.py"
     training = (sys.executable, str(script), "--seconds", str(seconds), "--break-by", str(_BREAK_BY))

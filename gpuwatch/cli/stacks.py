@@ -14,7 +14,7 @@ from gpuwatch.cli import live_job, recorded
 from gpuwatch.cli.terminal import paint
 
 _SECONDS = 30.0
-_MISSING = "py-spy is not here: pip install py-spy, or pip install 'gpuwatchd[stacks]' beside gpuwatch"
+_MISSING = "py-spy is not here: pip install py-spy"
 
 
 @click.command(short_help="Print the Python stacks of a job, by py-spy.")

@@ -23,7 +23,7 @@ _PATIENCE_SECONDS = 10.0
 _EMPHASES = ("bold", "dim", "reverse")
 _NO_TEXTUAL = (
     "the live view needs Textual, which is not installed here: "
-    "pip install 'gpuwatchd[tui]' brings it; gpuwatch top --once and --json work without it"
+    "pip install 'textual>=8.2,<9' brings it; gpuwatch top --once and --json work without it"
 )
 
 

@@ -111,7 +111,7 @@ def test_status_shows_what_is_known(gpuwatch, recorder):
         "train, Python 3.11.7, torch 2.13.0, cpu, autocast to float16",
         f"loss       {'█▃▁':<40} 0.3333",
         f"gradient   {'▁▁▁':<40} 90 before clipping, 1 after",
-        "rate       0.1, update/weight 0.001",
+        "lr         0.1, update/weight 0.001",
         "loss scale 1024, 3 back-offs, 3 skipped steps",
         "░ data 25%  ▒ forward 75%  ▓ backward 0%  █ optimizer 0%  · other 0%",
         "memory     3.0 GiB allocated by torch",

@@ -73,7 +73,7 @@ def test_the_live_view_needs_textual_and_says_how_to_get_it(tmp_path, environ):
     result = call()
     assert result.returncode == 1
     assert result.stderr == (
-        "Error: the live view needs Textual, which is not installed here: pip install 'gpuwatchd[tui]' brings it; "
+        "Error: the live view needs Textual, which is not installed here: pip install 'textual>=8.2,<9' brings it; "
         "gpuwatch top --once and --json work without it\n"
     )
     assert call("--once").returncode == 0
