@@ -18,7 +18,9 @@ def user_socket(environ: Mapping[str, str] | None = None) -> Path:
     """The path of a user's own daemon: in $XDG_RUNTIME_DIR, else below ~/.cache."""
     environ = os.environ if environ is None else environ
     runtime = environ.get("XDG_RUNTIME_DIR")
-    home = environ.get("HOME") or str(Path.home())
+    home = environ.get("HOME") or os.path.expanduser("~")  # Path.home() raises where a container's uid has none
+    if not runtime and not os.path.isabs(home):
+        runtime = f"/run/user/{os.geteuid()}"
     folder = Path(runtime) / "gpuwatch" if runtime else Path(home) / ".cache" / "gpuwatch" / "run"
     return folder / SOCKET_NAME
 

@@ -31,6 +31,14 @@ def test_a_users_places(nobody):
     assert paths.socket_to_call("", {"HOME": "/home/u"}) == Path("/home/u/.cache/gpuwatch/run/gpuwatch.sock")
 
 
+def test_without_a_home(nobody, monkeypatch):
+    """A container's uid may have none, and no entry in /etc/passwd."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert paths.socket_to_bind("", {}) == Path("/run/user/1000/gpuwatch/gpuwatch.sock")
+    assert [str(paths.user_socket({}))] == endpoint.candidates()[1:]
+
+
 def test_the_hooks_look_in_the_same_places(nobody, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     monkeypatch.setenv("HOME", "/home/u")

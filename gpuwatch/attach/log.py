@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -11,9 +12,11 @@ from gpuwatch.attach.attacher import Outcome
 
 
 def log_path() -> Path:
-    """~/.local/state/gpuwatch/attach.log, or below $XDG_STATE_HOME."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "gpuwatch" / "attach.log"
+    """~/.local/state/gpuwatch/attach.log, or below $XDG_STATE_HOME. Raises OSError for a user without a home."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if not os.path.isabs(base):
+        raise FileNotFoundError(errno.ENOENT, "no home directory", base)  # a container's uid may have none
+    return Path(base) / "gpuwatch" / "attach.log"
 
 
 def write(verb: str, outcome: Outcome) -> None:

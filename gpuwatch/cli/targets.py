@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from gpuwatch import paths
-from gpuwatch.attach import attacher, log, preflight
+from gpuwatch.attach import attacher, launchers, log, preflight
 from gpuwatch.attach.attacher import Outcome
 from gpuwatch.attach.process import Process, children, python_processes, read_process
 from gpuwatch.cli.terminal import paint
@@ -22,8 +22,6 @@ from gpuwatch.cli.terminal import paint
 #: Ranks of one node; more than that at once would only queue for the cores.
 _MAX_PARALLEL = 16
 _WAIT_SECONDS = 0.2
-#: The torch from which on a DataLoader's worker names its thread.
-_WORKERS_ARE_NAMED = (2, 6)
 
 
 def chosen(pids: tuple[int, ...], everything: bool, tree: int | None) -> list[int]:
@@ -44,38 +42,8 @@ def chosen(pids: tuple[int, ...], everything: bool, tree: int | None) -> list[in
 
 
 def trains(process: Process) -> bool:
-    """Whether it looks like a process that trains: torch loaded, not a launcher and not a loader's worker."""
-    return process.torch and not process.launcher and not _is_worker(process)
-
-
-def _is_worker(process: Process) -> bool:
-    """A loader's worker, or one of multiprocessing's own helpers. Ranks that torch.multiprocessing.spawn starts are none."""
-    if process.name == "pt_data_worker":
-        return True
-    child = any(word.startswith(("--multiprocessing-fork", "from multiprocessing")) for word in process.argv)
-    if any("resource_tracker" in word or "forkserver" in word for word in process.argv):
-        return True
-    parent = None if child else _read(process.parent)
-    if not child and (parent is None or not parent.torch or parent.argv != process.argv):
-        return False
-    # A child that runs its parent's program. From torch 2.6 on a loader's worker has a name; before, ranks have connections.
-    return process.torch_version < _WORKERS_ARE_NAMED and not _has_internet_socket(process.pid)
-
-
-def _has_internet_socket(pid: int) -> bool:
-    """Whether a TCP connection of its namespace is open in it, as ranks have one to their store."""
-    known: set[str] = set()
-    for table in ("tcp", "tcp6"):
-        try:
-            lines = Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]
-        except OSError:
-            continue
-        known.update(line.split()[9] for line in lines)
-    try:
-        targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        return False
-    return any(target.startswith("socket:[") and target[8:-1] in known for target in targets)
+    """Whether it looks like a process that trains: torch loaded, neither a parent of ranks nor a loader's worker."""
+    return process.torch and not launchers.starts_ranks(process) and not launchers.is_worker(process)
 
 
 def _read(pid: int) -> Process | None:
@@ -111,7 +79,7 @@ def _one(pid: int, verb: str, options: dict[str, Any], method: str, timeout_seco
     try:
         log.write(verb, outcome)
     except OSError as error:
-        click.echo(f"gpuwatch: {log.log_path()} could not be written ({error.strerror})", err=True)
+        click.echo(f"gpuwatch: {error.filename or 'the log of attaches'} could not be written ({error.strerror})", err=True)
     return outcome
 
 

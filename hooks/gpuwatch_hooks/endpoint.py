@@ -22,9 +22,12 @@ def candidates(explicit=None):
     if explicit:
         return [explicit]
     paths = [os.path.join(SYSTEM_FOLDER, "gpuwatch.sock")]
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        paths.append(os.path.join(os.environ["XDG_RUNTIME_DIR"], "gpuwatch", "gpuwatch.sock"))
-    paths.append(os.path.join(os.path.expanduser("~"), ".cache", "gpuwatch", "run", "gpuwatch.sock"))
+    home = os.path.expanduser("~")  # "~" itself for a container's uid without a home
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or ("" if os.path.isabs(home) else "/run/user/%d" % os.geteuid())
+    if runtime:
+        paths.append(os.path.join(runtime, "gpuwatch", "gpuwatch.sock"))
+    if os.path.isabs(home):
+        paths.append(os.path.join(home, ".cache", "gpuwatch", "run", "gpuwatch.sock"))
     return paths
 
 

@@ -44,7 +44,7 @@ def gpuwatch(tmp_path, environ):
 
 def own_identity():
     """This process, as the kernel names it: a run that it makes is live."""
-    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return Identity(os.geteuid(), os.getpid(), int(stat[19]))
 
 
