@@ -7,7 +7,9 @@ import shutil
 import pytest
 import torch
 from gpuwatch_hooks import wire
+from gpuwatch_hooks.kernels import cuda_source, cuda_updates
 from gpuwatch_hooks.kernels.selection import Selection
+from gpuwatch_hooks.probes import updates
 from torch import nn
 
 from tests.hooks.kernels import emulated
@@ -160,6 +162,40 @@ def test_a_device_that_refuses_is_left_for_plain_operators():
     same_records(session, train(recording(emulate=False), steps=5))
     reasons = [facts["kernel_reason"] for facts in session.told if "kernel_reason" in facts]
     assert reasons == ["RefusedError: CUDA_ERROR_LAUNCH_FAILED"]
+
+
+@pytest.mark.parametrize("refuse_after", range(12))
+def test_wherever_it_refuses_only_that_update_ratio_is_missing(refuse_after):
+    """A step of `train` queues: kept weights, gradients, their rows, weights, their rows, the comparison, its rows."""
+    session = train(recording(refuse_after=refuse_after), steps=4)
+    plain = train(recording(emulate=False), steps=4)
+    lacking = [part for part in session.parts() if "update_ratio" not in part.values]
+    assert len(lacking) <= 1
+    for part, wanted in zip(session.parts(), plain.parts(), strict=True):
+        for name in ("loss", "grad_norm", "weight_norm", *(() if part in lacking else ("update_ratio",))):
+            assert part.values[name] == pytest.approx(wanted.values[name], rel=1e-5)
+
+
+def test_update_ratios_take_three_launches():
+    with recording() as session:
+        kernel, parameters = session.recorder.selection.kernel, [nn.Parameter(torch.randn(9)) for _ in range(30)]
+        optimizer = torch.optim.SGD(parameters, lr=1e-3)
+        for _ in range(3):
+            kernel._device.log.clear()
+            for parameter in parameters:
+                parameter.grad = torch.ones(9)
+            optimizer.step()
+            names = [name for name, _ in kernel._device.log]
+            assert [names.count(name) for name in (cuda_updates.KEEP, cuda_updates.COMPARE, cuda_updates.CHANGES)] == [1, 1, 1]
+            assert names.count(cuda_source.ROWS) == 2  # gradients and weights
+    assert session.faults == []
+    assert all(part.values["update_ratio"] > 0.0 for part in session.parts())
+
+
+def test_a_large_model_is_sampled_as_by_plain_operators(monkeypatch):
+    monkeypatch.setattr(updates, "COPIED_ENTRIES", 1000)
+    monkeypatch.setattr(updates, "WHOLE_ENTRIES", 100)
+    same_records(train(recording()), train(recording(emulate=False)))
 
 
 def test_gradients_are_not_kept_alive():
