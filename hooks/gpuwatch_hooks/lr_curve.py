@@ -58,9 +58,12 @@ class Curve:
         return found
 
     def suggestion(self):
-        """The rate at which the smoothed loss falls fastest with the logarithm of the rate, or None when it falls nowhere."""
+        """The rate at which the smoothed loss falls fastest with the logarithm of the rate, or None when it falls nowhere.
+
+        Not sought behind its minimum: a loss that has gone up a hundredfold may come down again, faster than it ever fell.
+        """
         smoothed, slopes = self.smoothed(), []
-        for i in range(max(1, SKIPPED_AT_START), len(self.rates) - SKIPPED_AT_END):
+        for i in range(max(1, SKIPPED_AT_START), min(len(self.rates) - SKIPPED_AT_END, _minimum(smoothed) + 1)):
             width = math.log(self.rates[i + 1] / self.rates[i - 1])
             slope = (smoothed[i + 1] - smoothed[i - 1]) / width if width > 0.0 else math.nan
             if math.isfinite(slope) and slope < 0.0:
@@ -69,8 +72,23 @@ class Curve:
 
     def minimum_tenth(self):
         """A tenth of the rate with the least smoothed loss: the careful choice. None when nothing was finite."""
-        finite = [(loss, rate) for loss, rate in zip(self.smoothed(), self.rates) if math.isfinite(loss)]
-        return min(finite)[1] / 10.0 if finite else None
+        smoothed = self.smoothed()
+        index = _minimum(smoothed)
+        return self.rates[index] / 10.0 if index >= 0 and math.isfinite(smoothed[index]) else None
+
+
+def _minimum(smoothed):
+    """The index of the least loss before the curve first rises as far above its beginning as it ever falls below it; or -1."""
+    finite = [i for i, loss in enumerate(smoothed) if math.isfinite(loss)]
+    if not finite:
+        return -1
+    first, least = smoothed[finite[0]], min([smoothed[i] for i in finite])
+    calm = []
+    for i in finite:
+        if smoothed[i] > 2.0 * first - least and first > least:
+            break
+        calm.append((smoothed[i], i))
+    return min(calm)[1]
 
 
 def rate_at(index, steps, least, largest):

@@ -76,3 +76,21 @@ def test_it_has_diverged_when_the_loss_is_several_times_its_least_or_not_finite(
     assert not curve([1.0] * 20 + [4.0]).has_diverged(), "one batch proves nothing"
     assert not curve([]).has_diverged()
     assert not curve([-1.0] * 20 + [5.0] * 3).has_diverged(), "a loss below zero has no multiple"
+
+
+def test_nothing_is_suggested_from_the_way_down_from_a_peak():
+    # Adam with rates above 0.1 on a small classifier: up to 17, and down again as fast, without an end by divergence.
+    curve = Curve()
+    for i in range(100):
+        rate = rate_at(i, 100, 1e-7, 10.0)
+        fall = 0.15 / (1.0 + math.exp(-4.0 * (math.log10(rate) + 2.7)))
+        peak = 5.0 * math.exp(-0.5 * ((i - 78) / 3.0) ** 2)
+        curve.add(rate, 2.31 - fall + peak + (0.2 if i > 85 else 0.0))
+    assert not curve.has_diverged()
+    assert 1e-3 < curve.suggestion() < 1e-2
+    assert curve.suggestion() > curve.minimum_tenth()
+    assert 1e-3 < curve.minimum_tenth() < 1e-2
+    deeper = Curve()  # a peak behind which the loss is lower than ever
+    for i, (rate, loss) in enumerate(zip(curve.rates, curve.losses, strict=True)):
+        deeper.add(rate, loss - (0.5 if i > 88 else 0.0))
+    assert deeper.suggestion() == curve.suggestion()
