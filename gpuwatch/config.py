@@ -50,8 +50,10 @@ class Hooks(Section, frozen=True):
     detach_after_seconds: Annotated[float, msgspec.Meta(ge=0)] = (
         600.0  # attached hooks leave after so long without a daemon; 0: never
     )
-    ring_slots: Annotated[int, msgspec.Meta(ge=8, le=4080)] = 512  # 16 KiB each; read by the hooks when they begin
-    kernel: Literal["auto", "foreach"] = "auto"  # on a GPU: the fused one where it can be had, or torch's own operators
+    ring_slots: Annotated[int, msgspec.Meta(ge=8, le=4080)] = 1024  # 16 KiB each; read by the hooks when they begin
+    kernel: Literal["auto", "nvrtc", "triton", "foreach"] = (
+        "auto"  # on a GPU: the fused one by NVRTC, else by Triton, else torch's own operators
+    )
 
 
 class Sampling(Section, frozen=True):

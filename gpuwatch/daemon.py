@@ -78,7 +78,7 @@ class Daemon:
             gpus.state = "off"
         self.listener = self._listen()
         self.intake = Intake(self.state, self.listener, self.selector, self.stats, config.limits, config.hooks, self.supervisor)
-        self._backlog = False
+        self._backlog = self._heard = False
 
         upkeep = Upkeep(self.state, self.intake, self.stats, self.notifier)
         self._turns = [
@@ -114,10 +114,12 @@ class Daemon:
         return self._shut_down()
 
     def _dispatch(self, timeout_seconds: float) -> bool:
-        """Let everything that is ready have its turn; False when nothing was."""
-        for key, events in (ready := self.selector.select(timeout_seconds)):
-            key.data(events)
-        return bool(ready)
+        """Let everything that is ready be handled. True when the components' turns are due because of it."""
+        ready, due = self.selector.select(timeout_seconds), False
+        for key, events in ready:
+            due |= key.data(events) is not False
+        self._heard = bool(ready)
+        return due
 
     def _take_in(self) -> None:
         self._backlog = self.intake.turn()
@@ -156,9 +158,9 @@ class Daemon:
     def _drain(self, deadline: float) -> bool:
         quiet = 0
         while quiet < 2 and time.monotonic() < deadline:
-            heard = self._dispatch(0.0)
+            self._dispatch(0.0)
             self._turns[0].run()
-            quiet = 0 if self._backlog or heard else quiet + 1
+            quiet = 0 if self._backlog or self._heard else quiet + 1
         return quiet >= 2
 
     def _read_config_again(self) -> None:

@@ -48,7 +48,8 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (DecodeError, "malformed_message"),
     (DescriptorError, "bad_descriptor"),
 )
-Handler = Callable[[int], None]  # what the selector's data holds: called with the events
+#: What the selector's data holds: called with the events. False: nothing came of it that a look at the rings must follow.
+Handler = Callable[[int], bool | None]
 
 
 class Intake:
@@ -133,13 +134,19 @@ class Intake:
                 peer.close()
                 continue
             self.peers[peer] = None
-            self._selector.register(peer, selectors.EVENT_READ, functools.partial(self._hear, peer))
+            self._selector.register(peer, selectors.EVENT_READ, functools.partial(self._ready, peer))
+
+    def _ready(self, peer: Peer, events: int) -> bool:
+        """A connection can be read or written. True when a session began or ended: the scalars of a run are no such news."""
+        before = self.peers.get(peer)
+        self._hear(peer, events)
+        return before is None or self.peers.get(peer) is not before or before.is_ending
 
     def _hear(self, peer: Peer, events: int = selectors.EVENT_READ) -> bool:
         """Handle what a connection is ready for. True when it may have more to say."""
         try:
             if events & selectors.EVENT_WRITE and peer.flush():
-                self._selector.modify(peer, selectors.EVENT_READ, functools.partial(self._hear, peer))
+                self._selector.modify(peer, selectors.EVENT_READ, functools.partial(self._ready, peer))
             more = self._hear_messages(peer)
             self._acknowledge(peer)
         except PeerError as error:
@@ -250,7 +257,7 @@ class Intake:
                 raise PeerError("journal_refused")
         if peer in self.peers and not peer.flush():
             events = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(peer, events, functools.partial(self._hear, peer))
+            self._selector.modify(peer, events, functools.partial(self._ready, peer))
 
     def _turn_away(self, peer: Peer, reason: str) -> None:
         """Close without a word: the hooks come again, and there may be room then."""
@@ -333,4 +340,4 @@ class Intake:
 
     def _settings(self) -> dict[str, object]:
         hooks = self._hooks
-        return {"every": hooks.every, "histograms": hooks.histograms, "overhead_budget": hooks.overhead_budget}
+        return {name: getattr(hooks, name) for name in ("every", "histograms", "overhead_budget", "kernel")}

@@ -18,6 +18,9 @@ MIN_PERIOD_SECONDS = 0.02
 UNKNOWN_RECORDS = 64
 UNKNOWN_SECONDS = 60.0
 UNKNOWN_PERIOD_SECONDS = 0.05
+#: A pace is taken over at least this long, or so many records that they matter: a step is a burst of up to six records, and two
+#: looks in a row (one record came while the first was read) made thousands a second of them, and twelve looks a second for minutes.
+SHORTEST_NS = 250_000_000
 #: What was the fastest counts half after this time.
 HALF_LIFE_SECONDS = 60.0
 
@@ -27,20 +30,29 @@ class Pace:
 
     def __init__(self, slot_count: int, now_ns: int) -> None:
         self._slot_count = slot_count
-        self._since_ns = self._looked_ns = now_ns
+        self._since_ns = self._looked_ns = self._counted_ns = now_ns
         self._records = 0
+        self._uncounted = 0  # records since `_counted_ns`
         self._begun = False
         self._rings_per_second = 0.0
 
     def look(self, waiting: int, now_ns: int) -> None:
         """The ring is being read: `waiting` records were written since the last look."""
-        seconds, self._looked_ns = max(1e-3, (now_ns - self._looked_ns) / 1e9), now_ns
-        if self._begun:
-            now = waiting / self._slot_count / seconds
-            self._rings_per_second = max(now, self._rings_per_second * 0.5 ** (seconds / HALF_LIFE_SECONDS))
-            self._records += max(0, waiting)
-        elif waiting > 0:  # what waits at the first look has gathered since the process began: that is no pace
-            self._begun = True
+        self._looked_ns = now_ns
+        if not self._begun:  # what waits at the first look has gathered since the process began: that is no pace
+            self._begun = waiting > 0
+            self._counted_ns = now_ns
+            return
+        waiting = max(0, waiting)
+        self._records += waiting
+        self._uncounted += waiting
+        elapsed_ns = now_ns - self._counted_ns
+        if elapsed_ns < SHORTEST_NS and self._uncounted <= CALM_FILL_RATIO * self._slot_count:
+            return
+        seconds = max(1e-3, elapsed_ns / 1e9)
+        now = self._uncounted / self._slot_count / seconds
+        self._rings_per_second = max(now, self._rings_per_second * 0.5 ** (seconds / HALF_LIFE_SECONDS))
+        self._uncounted, self._counted_ns = 0, now_ns
 
     def period_seconds(self, usual_seconds: float) -> float:
         """When to look again: after `usual_seconds`, or sooner."""

@@ -71,7 +71,7 @@ class RingReader:
     @property
     def waiting(self) -> int:
         """Published records that were not dealt with yet; negative when the writer's head went backwards."""
-        return self.head - self.sequence
+        return self._words[wire.HEAD_WORD] - self.sequence
 
     def drops(self) -> dict[str, int]:
         """What the hooks themselves lost, by reason."""

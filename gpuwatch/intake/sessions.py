@@ -45,6 +45,11 @@ class Session:
         """Nothing is left to come: the process has ended or said goodbye, and all it published was read."""
         return self._end is not None and self.reader.sequence >= self._end
 
+    @property
+    def is_ending(self) -> bool:
+        """Nothing is written to the ring any more."""
+        return self._end is not None
+
     def end(self) -> None:
         """Nothing follows what is in the ring now, whoever else may still hold it."""
         if self._end is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gpuwatch.samplers.lines import Line
 
 _PIPE_BYTES = 1 << 20  # a daemon that stands still for minutes must not block its child in a write
+_READ_BYTES = 1 << 16
 _LONGEST_LINE_BYTES = 8 << 20
 
 
@@ -94,8 +95,10 @@ class NvmlChild:
     def lines(self, now_ns: int) -> list[Line]:
         """The lines that have come, decoded. A child that writes anything else is killed."""
         try:
-            while chunk := os.read(self._output.fileno(), 1 << 16):
+            while chunk := os.read(self._output.fileno(), _READ_BYTES):
                 self._unread += chunk
+                if len(chunk) < _READ_BYTES:  # the pipe is empty: to be told so takes longer than to read a line
+                    break
         except BlockingIOError:
             pass
         *whole, self._unread = self._unread.split(b"\n")

@@ -18,8 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would cost this process a megabyte
     from typing import Any
 
-WAIT_MS = 250
-CLOSE_SECONDS = 2.0  # eight times a wait: what takes longer hangs
+WAIT_MS = 500
+CLOSE_SECONDS = 2.0  # four times a wait: what takes longer hangs
 _MAX_WAITING = 1024  # in a storm of Xids, what comes beyond that within a second is only counted as lost
 
 _XID = pynvml.nvmlEventTypeXidCriticalError
@@ -89,7 +89,7 @@ class Events:
             return
         try:
             while not self._stopped and not self._register(events):
-                self._wake.wait()  # a wait for nobody's events costs a wake-up four times a second
+                self._wake.wait()  # a wait for nobody's events costs a wake-up twice a second
             self._wait(events)
         finally:
             try:

@@ -6,10 +6,13 @@ On an H100 the ring of power holds 119 samples 20 ms apart (0.23 ms a call) and 
 
 from __future__ import annotations
 
+import math
 import time
 from ctypes import byref, c_int, c_uint, c_ulonglong, create_string_buffer
 
 import pynvml
+
+from gpuwatch.samplers.device_report import is_low
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would cost this process a megabyte
@@ -80,13 +83,29 @@ class Rings:
         name, _, factor, most = ring
         words = samples.cast("I" if self._value_type.value in (1, 5) else "Q")
         width = 4 if words.itemsize == 4 else 2
-        stamps, values = samples.cast("Q")[::2], words[width // 2 :: width]
+        stamps, values = samples.cast("Q")[::2].tolist(), words[width // 2 :: width].tolist()
         now_us, now_ns = time.time_ns() // 1000, time.monotonic_ns()
-        newest = since.value
-        found = []
-        for stamp, value in zip(stamps, values, strict=True):
-            if newest < stamp <= now_us + 1_000_000 and value * factor <= most:
-                newest = stamp
+        first, last = since.value, now_us + 1_000_000
+        if stamps and (stamps != sorted(stamps) or not first < stamps[0] <= stamps[-1] <= last):
+            stamps, values = _in_order(stamps, values, first, last)
+        found: list[tuple[int, float]] = []
+        sign, best = (-1 if is_low(name) else 1), -math.inf
+        # From the newest to the oldest, because most of a hundred readings are outdone by a later one and cost nothing more.
+        for stamp, value in zip(reversed(stamps), reversed(values), strict=True):
+            if sign * value > best and value * factor <= most:
+                best = sign * value
                 found.append((now_ns - max(0, now_us - stamp) * 1000, round(value * factor, 6)))
-        since.value = newest
-        self._report.add_extremes(name, found)
+        if stamps:
+            since.value = stamps[-1]
+        self._report.add_extremes(name, found[::-1])
+
+
+def _in_order(stamps: list[int], values: list[int], first: int, last: int) -> tuple[list[int], list[int]]:
+    """The readings behind `first` that are neither of the future nor older than the one before them."""
+    kept_stamps, kept_values = [], []
+    for stamp, value in zip(stamps, values, strict=True):
+        if first < stamp <= last:
+            first = stamp
+            kept_stamps.append(stamp)
+            kept_values.append(value)
+    return kept_stamps, kept_values

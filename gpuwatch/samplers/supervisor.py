@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TURN_SECONDS = 0.1  # lines come once a second
+TURN_SECONDS = 0.4  # lines come once a second, and a turn of the daemon twice
 STARTING_SECONDS = 0.02  # the same while the first line is awaited: a tenth of what the child takes to start
 SIDE_SECONDS = 2.0  # the longest call seen on a healthy H100 took 16 ms
 FIRST_SIDE_SECONDS = 10.0  # to open a GPU the first time: without persistence mode that initialises it

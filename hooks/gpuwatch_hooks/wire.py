@@ -28,7 +28,7 @@ DROPS_WORD = 16
 #: Why the hooks themselves lost a record; `overwritten` is counted by the reader, from gaps in the sequence.
 DROP_REASONS = ("too_large", "busy_writer", "not_ready", "probe_fault")
 
-DEFAULT_SLOTS = 512
+DEFAULT_SLOTS = 1024
 DEFAULT_SLOT_BYTES = 16384
 MAX_SLOTS = 8192
 MAX_SLOT_BYTES = 1 << 20

@@ -22,7 +22,7 @@ def test_hello_says_who_we_are_and_hands_over_the_ring(make_daemon, make_session
     assert (hello["run"], hello["token"], hello["attempt_id"]) == ("resnet", "t0k", session.attempt_id)
     assert (hello["rank"], hello["local_rank"], hello["world_size"]) == (3, 1, 8)
     assert (hello["ns_pid"], hello["uid"]) == (os.getpid(), os.getuid())
-    assert hello["ring"] == {"id": session.ring.ring_id, "slots": 512, "slot_bytes": 16384}
+    assert hello["ring"] == {"id": session.ring.ring_id, "slots": 1024, "slot_bytes": 16384}
     assert abs(time.monotonic_ns() - hello["clock"]["monotonic_ns"]) < 60e9
     assert abs(time.time_ns() - hello["clock"]["wall_ns"]) < 60e9
     reader = RingReader(daemon.ring_fds[0])
@@ -125,6 +125,9 @@ def test_settings_of_the_daemon_yield_to_the_users_own(make_daemon, make_session
     wait_for(lambda: session.settings is not before, what="settings")
     assert (session.settings.every, session.settings.histograms, session.settings.overhead_budget) == (3, False, 0.05)
     assert session.settings.socket == before.socket
+    daemon.tell(t="set", kernel="triton")
+    wait_for(lambda: session.settings.kernel == "triton", what="another kernel")
+    daemon.tell(t="set", kernel="cuda")
     daemon.tell(t="set", every=7)
     wait_for(lambda: session.settings.every == 7, what="an explicit change")
     daemon.tell(t="set", every=0, histograms="yes")
@@ -133,7 +136,7 @@ def test_settings_of_the_daemon_yield_to_the_users_own(make_daemon, make_session
     daemon.connections[-1].send(b"[1]")
     daemon.tell(t="set", overhead_budget=0.5)
     wait_for(lambda: session.settings.overhead_budget == 0.5, what="the next change")
-    assert (session.settings.every, session.settings.histograms) == (7, False)
+    assert (session.settings.every, session.settings.histograms, session.settings.kernel) == (7, False, "triton")
 
 
 def test_refused_means_quiet(make_daemon, make_session, said):

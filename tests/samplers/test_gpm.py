@@ -41,9 +41,10 @@ def test_it_is_the_mean_of_the_interval_and_not_of_the_moment(sampled):
         return len(seen) >= 2
 
     run.until(differs, 20, fail=False)
-    assert seen
-    # A reading that comes late on a busy machine covers another share of the half second, but never none or all of it.
-    assert all(0.02 < value < 0.98 for value in seen), seen
+    # The first interval lasts until the next whole half second, and may be idle throughout. A later one that comes late on a
+    # busy machine covers another share of the half second, but never none or all of it.
+    assert len(seen) > 1
+    assert all(0.02 < value < 0.98 for value in seen[1:]), seen
 
 
 @pytest.mark.parametrize("how", ["the device", "the driver", "the settings"])
