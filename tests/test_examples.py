@@ -7,6 +7,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gpuwatch.state.summary import decode
 from tests.running_daemon import ROOT, RunningDaemon
 
 
@@ -39,3 +40,18 @@ def test_by_hand_without_a_daemon_and_without_matplotlib_says_so_in_one_line_and
     assert "epoch 5  loss" in result.stdout
     (line,) = result.stderr.splitlines()
     assert line.startswith("gpuwatch: "), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "epochs", "rule"), [("explode", 14, "exploding_gradient"), ("slow", 5, "data_starvation"), ("none", 5, None)]
+)
+def test_a_training_that_misbehaves_is_told_as_the_tutorial_says(tmp_path, fault, epochs, rule):
+    script = [sys.executable, str(ROOT / "examples" / "misbehaving.py"), fault, "--epochs", str(epochs)]
+    command = [sys.executable, "-m", "gpuwatch", "run", "--name", fault, "--logdir", str(tmp_path / "runs"), "--", *script]
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=110, check=False)
+    assert result.returncode == 0, result.stderr
+    (known,) = [decode(path.read_bytes()) for path in (tmp_path / "runs").glob("*/run.json")]
+    found = {finding.rule for finding in known.findings if finding.severity != "info"} - {"hook_overhead", "straggler"}
+    assert rule in found if rule else not found

@@ -1,7 +1,7 @@
 """What a command printed on a terminal, as an SVG that needs no font, script or picture from anywhere.
 
 FORCE_COLOR=1 COLUMNS=110 gpuwatch status RUN | python docs/img/terminal_svg.py "gpuwatch status" > docs/img/status.svg
-"""  # noqa: INP001  # a script
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes the pages of this folder from the rules' own docstrings: `python docs/rules/generate.py`."""  # noqa: INP001  # a script
+"""Writes the pages of this folder from the rules' own docstrings: `python docs/rules/generate.py`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from tensorboard.compat.proto.event_pb2 import Event, SourceMetadata
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
-FRAME_BYTES = _LENGTH.size + 2 * _CRC.size
 _OURS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(\d{6})\.gpuwatch", re.ASCII)
 _OTHERS = re.compile(r"events\.out\.tfevents\.(\d{10})\..*", re.ASCII)
 _CRC_MASK_DELTA = 0xA282EAD8

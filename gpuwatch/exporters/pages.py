@@ -45,14 +45,9 @@ class Pages:
         metrics: Handler,
         rules: Iterable[str] = (),
         rule_page: Callable[[str], str] = str,
-        not_ready: Callable[[], str] = lambda: "",
     ) -> dict[str, Handler]:
-        """Path -> handler. `rule_page` gives the Markdown of one of `rules`; `not_ready` says why we are not ready, or ""."""
+        """Path -> handler. `rule_page` gives the Markdown of one of `rules`."""
         state, live = self._state, self.live
-
-        def ready(_: Request) -> Response:
-            reason = not_ready()
-            return Response(f"{reason}\n".encode(), status=503) if reason else Response(b"ready\n")
 
         def rule(name: str) -> Handler:
             return lambda _: Response(rule_page(name).encode(), MARKDOWN)
@@ -72,7 +67,7 @@ class Pages:
             "/api/runs": lambda _: Response(msgspec.json.encode([summary.tree(run) for run in summaries(state)]), JSON),
             "/api/gpus": lambda _: Response(msgspec.json.encode(node(state)), JSON),
             "/-/healthy": lambda _: Response(b"healthy\n"),
-            "/-/ready": ready,
+            "/-/ready": lambda _: Response(b"ready\n"),
         }
 
 

@@ -79,7 +79,6 @@ class RunExport:
             self._observe(context)
         self._file: EventFile | None = None
         self._batch: list[bytes] = []
-        self._batch_bytes = 0
         self._retry_at_ns = 0
         self._checkpoint_due_ns = 0
 
