@@ -14,6 +14,9 @@ from gpuwatch.state import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: How many times longer than here things may take: an emulated machine (tests/attach/arm64) says 10.
+PATIENCE = float(os.environ.get("GPUWATCH_TEST_PATIENCE", "1"))
+
 SERVE = """
 import json, sys
 from gpuwatch import config
@@ -28,7 +31,7 @@ raise SystemExit(Daemon(settings, lambda: config.load(environ={}, flags=flags)).
 
 def wait_until(condition, seconds=20.0):
     """The first true value of `condition()`; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while True:
         value = condition()
         if value:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running_daemon import RunningDaemon
+from tests.running_daemon import PATIENCE, RunningDaemon
 
 TARGETS = Path(__file__).parent / "targets"
 
@@ -47,7 +47,7 @@ def launch():
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment | {"OMP_NUM_THREADS": "1"},
+            env=environment | {"OMP_NUM_THREADS": "1", "TEST_PATIENCE": str(PATIENCE)},
             **options,
         )
         started.append(process)
@@ -63,7 +63,7 @@ def launch():
 
 def until(condition, seconds=40.0):
     """Wait for a condition to hold; the last word is an assertion with what it returned."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not (result := condition()):
         assert time.monotonic() < deadline, f"still {result!r} after {seconds} s"
         time.sleep(0.005)

@@ -78,6 +78,20 @@ def test_an_interrupted_sleep_goes_on_with_the_rest_of_its_time(launch, tmp_path
     until(lambda: lines(tmp_path / "ran") == ["x"])
 
 
+def test_a_sleep_of_a_length_is_not_begun_anew_each_time(launch, tmp_path):
+    """The kernel goes on with such a call by another one, which knows how much is left (restart_syscall)."""
+    target = launch("busy.py", "nap", 3)
+    began, number = time.monotonic(), 0
+    while time.monotonic() < began + 2.0:
+        inject(target.pid, note(tmp_path / "ran", "x"))
+        number += 1
+        time.sleep(0.1)
+    word, seconds = target.stdout.readline().split()
+    assert word == "slept"
+    assert 3.0 <= float(seconds) < 4.5  # from the beginning each time: 5
+    until(lambda: lines(tmp_path / "ran") == ["x"] * number)
+
+
 def test_a_stopped_target_runs_it_when_it_continues(launch, tmp_path):
     target = launch("busy.py")
     os.kill(target.pid, signal.SIGSTOP)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from gpuwatch.attach import attacher
+from gpuwatch.attach.machines import here
 from gpuwatch.attach.process import children, read_process
 from tests.attach.conftest import TARGETS, ask, run_of, until
 from tests.attach.test_injector import INTERPRETERS, interpreter
 from tests.running_daemon import RunningDaemon, wait_until
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
+pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 #: A root file system (debootstrap's, a container image's) whose /usr/bin/python3 is a Python 3.14 with torch.
 ROOT_3_14 = os.environ.get("GPUWATCH_TEST_ROOT_3_14", "")
 

@@ -1,15 +1,15 @@
 """Jobs of every make, attached to in the middle: each of their steps is seen once, or their owner is told why not."""
 
-import os
 import subprocess
 
 import pytest
 
 from gpuwatch.attach import attacher
+from gpuwatch.attach.machines import here
 from tests.attach.conftest import ask, run_of
 from tests.running_daemon import wait_until
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
+pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 TORCH = ["plain", "lbfgs", "in_backward", "super_step", "ddp", "fsdp1", "fsdp2", "compiled_model", "compiled_optimizer"]
 FRAMEWORKS = ["compiled_step", "accelerate", "lightning", "transformers"]
 

@@ -1,16 +1,16 @@
 """An unmodified job, the real daemon, and an attach between them: what is recorded, and that nothing is left or changed."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from gpuwatch.attach import attacher, loader, payload
+from gpuwatch.attach.machines import here
 from tests.attach.conftest import ask, run_of, until
 from tests.running_daemon import wait_until
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
+pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 NAMES = ["body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias", "head.weight", "head.bias"]
 
 

@@ -13,6 +13,7 @@ from gpuwatch.attach.machines import here
 from gpuwatch.attach.process import started
 from tests.attach.conftest import until
 from tests.attach.test_injector import INTERPRETERS, KILLS, interpreter, lines, note
+from tests.running_daemon import PATIENCE
 
 pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 SLEEPS = ["sleep", "join", "get", "get_in_time", "wait", "poll", "read"]
@@ -26,7 +27,7 @@ def visited(pid):
 
 
 def test_what_was_filed_is_done_and_the_sleep_goes_on(launch, tmp_path):
-    targets = {way: launch("asleep.py", way, 8) for way in SLEEPS}
+    targets = {way: launch("asleep.py", way, 8 * PATIENCE) for way in SLEEPS}
     for number in range(2):
         for way, target in targets.items():
             inject(target.pid, note(tmp_path / way, number))
@@ -43,7 +44,7 @@ def test_in_every_interpreter(version, launch, tmp_path):
     if python is None:
         pytest.skip(f"no Python {version} on this machine")
     for way in ("sleep", "join", "get_in_time"):
-        target = launch("asleep.py", way, 60, python=python)
+        target = launch("asleep.py", way, 60 * PATIENCE, python=python)
         inject(target.pid, note(tmp_path / way, "x"))
         visited(target.pid)
         until(lambda way=way: lines(tmp_path / way) == ["x"])
@@ -52,7 +53,7 @@ def test_in_every_interpreter(version, launch, tmp_path):
 
 @pytest.mark.parametrize("way", ["compute", "foreign"])
 def test_a_thread_that_computes_or_sleeps_in_foreign_code_is_left_alone(way, launch, tmp_path):
-    target = launch("asleep.py", way, 4)
+    target = launch("asleep.py", way, 4 * PATIENCE)
     inject(target.pid, note(tmp_path / "ran", "x"))
     time.sleep(0.3)
     for _ in range(5):
@@ -63,12 +64,12 @@ def test_a_thread_that_computes_or_sleeps_in_foreign_code_is_left_alone(way, lau
 
 def test_twin_without_a_look_at_the_callers_foreign_code_would_be_entered(launch, monkeypatch):
     monkeypatch.setattr(visit, "_called_by_interpreter", lambda *_: True)
-    target = launch("asleep.py", "foreign", 60)
+    target = launch("asleep.py", "foreign", 60 * PATIENCE)
     assert until(lambda: visit.may_visit(target.pid)) is not None
 
 
 def test_the_visitor_killed_at_random_instants(launch):
-    target = launch("asleep.py", "sleep", 30)
+    target = launch("asleep.py", "sleep", 30 * PATIENCE)
     generator = random.Random(2)
     for _ in range(KILLS // 4):
         asleep = until(lambda: visit.may_visit(target.pid))
@@ -87,7 +88,7 @@ def test_the_visitor_killed_at_random_instants(launch):
 
 
 def test_a_thread_that_woke_up_is_not_sent(launch):
-    target = launch("asleep.py", "sleep", 60)
+    target = launch("asleep.py", "sleep", 60 * PATIENCE)
     asleep = until(lambda: visit.may_visit(target.pid))
     with pytest.raises(visit.ElsewhereError, match="woken up"):
         visit.visit(target.pid, started(target.pid), asleep._replace(stack=asleep.stack - 64))
