@@ -95,7 +95,7 @@ def test_sighup_takes_over_what_is_asked_of_the_hooks(tmp_path, client):
         file.write_text("[hooks]\nevery = 25\n")
         daemon.signal(signal.SIGHUP)
         wait_until(lambda: heard.extend(client.heard()) or len(heard) > 1)
-        assert heard[1] == {"t": "set", "every": 25, "histograms": True, "overhead_budget": 0.01}
+        assert heard[1] == {"t": "set", "every": 25, "histograms": True, "overhead_budget": 0.01, "kernel": "auto"}
         file.write_text("[hooks]\nevery = 'never'\n")
         daemon.signal(signal.SIGHUP)
         wait_until(lambda: "hooks.every" in daemon.log.read_text())
@@ -221,11 +221,16 @@ def test_nothing_is_asked_of_a_daemon_that_has_no_features(tmp_path, client):
 
 
 def test_the_settings_of_the_hooks_are_those_of_the_file(tmp_path, client):
-    with RunningDaemon(tmp_path, hooks__every=4, hooks__histograms=False) as daemon:
+    with RunningDaemon(tmp_path, hooks__every=4, hooks__histograms=False, hooks__kernel="foreach") as daemon:
         client.connect()
         heard = []
         wait_until(lambda: heard.extend(client.heard()) or heard)
-        assert heard[0]["settings"] == {"every": 4, "histograms": False, "overhead_budget": Hooks().overhead_budget}
+        assert heard[0]["settings"] == {
+            "every": 4,
+            "histograms": False,
+            "overhead_budget": Hooks().overhead_budget,
+            "kernel": "foreach",
+        }
         daemon.end()
 
 

@@ -104,11 +104,13 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
     if why := standing.shortfall(known.step, known.kept_step, known.trouble, known.counters.dropped.get("journal", 0)):
         yield _NOT_KEPT, why
     values = {name: summary.number(value) for name, value in known.values.items()}
-    recent = {name: [summary.number(value) for value in series] for name, series in known.recent.items()}
-    if "loss" in values:
-        yield "loss", f"{_spark(recent.get('loss', []))} {number(values['loss'])}"
-    if "grad_norm" in values:
-        yield "gradient", f"{_spark(recent.get('grad_norm', []))} {_gradient(values)}"
+    curves = known.checkpoint.courses if known.checkpoint is not None else {}
+    for field, name, text in (("loss", "loss", number), ("grad_norm", "gradient", lambda _: _gradient(values))):
+        if field in values:
+            yield name, f"{_spark(curves[field].means() if field in curves else [])} {text(values[field])}"
+    if told := [course for course in curves.values() if course.counts]:
+        first = min(course.first_step for course in told)
+        yield "", f"{_LEGEND}steps {first:,} to {known.step:,}"
     if known.learning_rates:
         rates = dict.fromkeys(number(summary.number(rate)) for rate in known.learning_rates)
         yield "lr", ", ".join(list(rates)[:6]) + _update(values)
@@ -124,7 +126,7 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
         yield "logged", f"{tag} {number(summary.number(value))} at step {step:,}"
 
 
-def _spark(series: list[float]) -> str:
+def _spark(series: Sequence[float | None]) -> str:
     """A curve in a column of its own, narrower where the terminal is; a blank that is no place to fold a line."""
     width = 40 if _width() >= _WIDE else 24
     return f"{sparkline(series, width):<{width}}".replace(" ", _FIXED_BLANK)
@@ -191,6 +193,9 @@ def _hooks(rank: Recorded, values: dict[str, float]) -> str:
     lost = {reason: count for reason, count in counters.dropped.items() if count}
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
     parts.append(f"{counters.records:,} records, " + (f"dropped: {dropped}" if lost else "none dropped"))
+    if kernel := rank.summary.facts.get("kernel"):
+        reason = rank.summary.facts.get("kernel_reason") if kernel == "foreach" else ""
+        parts.append(f"kernel {kernel}" + (f" ({reason})" if reason else ""))
     return ", ".join(parts)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NVML_SECONDS = 10.0
+_KERNEL_SECONDS = 60.0
 _HTTP_SECONDS = 2.0
 _MEMFD_BYTES = 1 << 20
 
@@ -55,6 +56,27 @@ def torch(logdir: Path) -> Result:  # noqa: ARG001
     if tuple(int(part) for part in version.split(".")[:2]) < (2, 1):
         return Result("torch", "fail", f"{version} is older than 2.1", "The hooks need torch 2.1 or newer.")
     return Result("torch", "ok", version)
+
+
+def kernel(logdir: Path) -> Result:  # noqa: ARG001
+    """What would read gradients, and why; asked in a child, since it takes an import of torch."""
+    if importlib.util.find_spec("torch") is None:
+        return Result("kernel", "note", f"not known: torch is not installed for {sys.executable}", "See the check of torch.")
+    command = [sys.executable, "-P", "-m", "gpuwatch_hooks.kernels.outlook"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=_KERNEL_SECONDS, stdin=subprocess.DEVNULL, check=False
+        )
+        found = json.loads(answer.stdout)
+    except subprocess.TimeoutExpired:
+        return Result("kernel", "note", f"torch did not answer within {_KERNEL_SECONDS:.0f} s", "Does `import torch` hang?")
+    except ValueError:
+        return Result("kernel", "note", "torch could not be asked", answer.stderr.strip()[-200:])
+    detail = f"{found['kernel']}: {found['detail']}" + (f" ({found['missing']})" if found["missing"] else "")
+    if found["kernel"] == "foreach" and found["missing"]:
+        fix = "Gradients are then read with torch's own operators, several times each: pip install nvidia-cuda-nvrtc or triton."
+        return Result("kernel", "note", detail, fix)
+    return Result("kernel", "ok", detail)
 
 
 def memfd(logdir: Path) -> Result:  # noqa: ARG001
@@ -220,6 +242,7 @@ def _get(url: str) -> str | None:
 ALL: tuple[Callable[[Path], Result], ...] = (
     hooks,
     torch,
+    kernel,
     memfd,
     control_socket,
     port,

@@ -23,7 +23,7 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "fail": ("FAIL", "r
 )
 @click.option("--json", "as_json", is_flag=True, help="Print an array of {check, state, detail, fix}.")
 def command(logdir: Path, as_json: bool) -> None:
-    """Check what works here: driver, permissions, socket, port, torch, Prometheus, TensorBoard.
+    """Check what works here: driver, kernel, permissions, socket, port, torch, Prometheus, TensorBoard.
 
     A note limits what gpuwatch can show; a FAIL means that `gpuwatch run` would not record. Exit 1 when there is a FAIL.
 

@@ -20,12 +20,14 @@ Settings = collections.namedtuple(
         "run",  # name of the run, or None: made from the program's name
         "token",  # one per `gpuwatch run`, joins the ranks of one job; or None
         "detach_after_seconds",  # attached hooks leave when no daemon has been reached for so long; 0: never
+        "kernel",  # what reads gradients on a GPU, one of KERNELS
         "fixed",  # names that the user set explicitly: a daemon's defaults do not replace them
     ),
 )
-DEFAULTS = Settings(1, True, 0.01, wire.DEFAULT_SLOTS, None, None, None, 600.0, frozenset())
+DEFAULTS = Settings(1, True, 0.01, wire.DEFAULT_SLOTS, None, None, None, 600.0, "auto", frozenset())
 #: What a daemon may change in a running process.
-ADJUSTABLE = ("every", "histograms", "overhead_budget", "detach_after_seconds")
+ADJUSTABLE = ("every", "histograms", "overhead_budget", "kernel", "detach_after_seconds")
+KERNELS = ("auto", "nvrtc", "triton", "foreach")
 MAX_EVERY = 1_000_000
 MAX_RING_SLOTS = (wire.MAX_RING_BYTES - wire.RING_HEADER_BYTES) // wire.DEFAULT_SLOT_BYTES
 
@@ -37,6 +39,8 @@ def checked(name, value):
     """`value` of an adjustable setting or `ring_slots` in its own type. Raises ValueError when it is impossible."""
     is_flag, is_whole = isinstance(value, bool), isinstance(value, int) and not isinstance(value, bool)
     if name == "histograms" and is_flag:
+        return value
+    if name == "kernel" and isinstance(value, str) and value in KERNELS:
         return value
     if name == "every" and is_whole and 1 <= value <= MAX_EVERY:
         return value
@@ -55,6 +59,8 @@ def _from_text(name, text):
         if text in _TRUE or text in _FALSE:
             return text in _TRUE
         raise ValueError("%s cannot be %r" % (name, text))
+    if name == "kernel":
+        return checked(name, text)
     return checked(name, int(text) if name in ("every", "ring_slots") else float(text))
 
 

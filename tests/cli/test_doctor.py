@@ -7,7 +7,20 @@ import pytest
 
 from tests.running_daemon import RunningDaemon
 
-CHECKS = ["hooks", "torch", "memfd", "socket", "port", "logdir", "driver", "sampling", "ptrace", "prometheus", "tensorboard"]
+CHECKS = [
+    "hooks",
+    "torch",
+    "kernel",
+    "memfd",
+    "socket",
+    "port",
+    "logdir",
+    "driver",
+    "sampling",
+    "ptrace",
+    "prometheus",
+    "tensorboard",
+]
 
 
 def checked(result):
@@ -28,7 +41,7 @@ def test_a_machine_on_which_gpuwatch_works(gpuwatch):
     lines = [line.split() for line in result.stdout.splitlines()]
     states = {line[1]: line[0] for line in lines if line[0] in {"ok", "note", "FAIL"}}
     assert [*states] == CHECKS
-    for name in ("hooks", "torch", "memfd", "socket", "logdir", "tensorboard"):
+    for name in ("hooks", "torch", "kernel", "memfd", "socket", "logdir", "tensorboard"):
         assert states[name] == "ok", result.stdout
     assert "\x1b" not in result.stdout
 

@@ -172,13 +172,13 @@ def test_a_training_run_is_recorded_by_it(precision):
     assert session.histograms("gradient")
 
 
-def test_foreach_instead_when_it_is_asked_for(monkeypatch):
-    monkeypatch.setenv("GPUWATCH_HOOKS_KERNEL", "foreach")
+def test_foreach_instead_when_it_is_asked_for():
     parameter = nn.Parameter(torch.ones(1000, device="cuda"))
     optimizer = torch.optim.SGD([parameter], lr=1e-3)
     with recording() as session:
+        session.settings = session.settings._replace(kernel="foreach")
         for _ in range(3):
             parameter.grad = torch.ones_like(parameter)
             optimizer.step()
     assert [part.values["grad_norm"] for part in session.parts()] == pytest.approx([math.sqrt(1000)] * 3)
-    assert {facts["kernel_reason"] for facts in session.told if "kernel" in facts} == {"GPUWATCH_HOOKS_KERNEL=foreach"}
+    assert {facts["kernel_reason"] for facts in session.told if "kernel" in facts} == {"hooks.kernel is foreach"}

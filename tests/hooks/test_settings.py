@@ -16,6 +16,7 @@ def test_environment():
             "GPUWATCH_HOOKS_HISTOGRAMS": "false",
             "GPUWATCH_HOOKS_OVERHEAD_BUDGET": "0.05",
             "GPUWATCH_HOOKS_RING_SLOTS": "64",
+            "GPUWATCH_HOOKS_KERNEL": " Triton ",
             "GPUWATCH_SOCKET": "/run/x.sock",
             "GPUWATCH_RUN": "r",
             "GPUWATCH_TOKEN": "t",
@@ -23,6 +24,7 @@ def test_environment():
     )
     assert complaints == []
     assert found[:7] == (20, False, 0.05, 64, "/run/x.sock", "r", "t")
+    assert found.kernel == "triton"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,7 @@ def test_environment():
         ("OVERHEAD_BUDGET", "nan"),
         ("OVERHEAD_BUDGET", "1.01"),
         ("RING_SLOTS", "7"),
+        ("KERNEL", "cuda"),
         ("RING_SLOTS", "100000"),
     ],
 )
@@ -56,7 +59,17 @@ def test_a_daemons_defaults_yield_to_the_user_and_a_command_does_not():
 
 
 @pytest.mark.parametrize(
-    "change", [{"every": True}, {"every": -1}, {"every": 2.0}, {"histograms": 1}, {"overhead_budget": "1"}, {"run": "x"}, {}]
+    "change",
+    [
+        {"every": True},
+        {"every": -1},
+        {"every": 2.0},
+        {"histograms": 1},
+        {"overhead_budget": "1"},
+        {"kernel": 1},
+        {"run": "x"},
+        {},
+    ],
 )
 def test_nonsense_from_a_daemon_changes_nothing(change):
     assert adjusted(DEFAULTS, change, explicit=True) is DEFAULTS

@@ -31,7 +31,7 @@ def test_welcome_names_the_run_and_its_settings(desk, client):
     (welcome,) = client.heard()
     assert welcome["t"] == "welcome"
     assert welcome["run"] == welcome["directory"] == "digits"
-    assert welcome["settings"] == {"every": 1, "histograms": True, "overhead_budget": 0.01}
+    assert welcome["settings"] == {"every": 1, "histograms": True, "overhead_budget": 0.01, "kernel": "auto"}
     assert welcome["acked"] == 0
 
 
@@ -274,7 +274,7 @@ def test_settings_reach_everybody_who_is_connected(desk, client):
     client.connect()
     desk.pump()
     desk.intake.reconfigure(Hooks(every=10, histograms=False))
-    assert client.heard()[-1] == {"t": "set", "every": 10, "histograms": False, "overhead_budget": 0.01}
+    assert client.heard()[-1] == {"t": "set", "every": 10, "histograms": False, "overhead_budget": 0.01, "kernel": "auto"}
 
 
 def test_a_peer_that_never_reads_is_left_and_its_ring_is_not(desk, client):

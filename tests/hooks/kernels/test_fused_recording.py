@@ -3,11 +3,14 @@
 import contextlib
 import math
 import shutil
+import signal
+import threading
 
 import pytest
 import torch
-from gpuwatch_hooks import wire
+from gpuwatch_hooks import settings, wire
 from gpuwatch_hooks.kernels import cuda_source, cuda_updates
+from gpuwatch_hooks.kernels.compiler import CompilerError
 from gpuwatch_hooks.kernels.selection import Selection
 from gpuwatch_hooks.probes import updates
 from torch import nn
@@ -49,7 +52,7 @@ class EmulatedSelection(Selection):
 
     def retire(self, _device, error):
         self.kernel = None
-        self._fall_back(error)
+        self._fall_back([f"RefusedError: {error}"])
 
 
 @contextlib.contextmanager
@@ -215,8 +218,9 @@ def test_gradients_are_not_kept_alive():
 class Told:
     """The session as a Selection sees it."""
 
-    def __init__(self):
+    def __init__(self, kernel="auto"):
         self.errands, self.facts = [], []
+        self.settings = settings.DEFAULTS._replace(kernel=kernel)
 
     def errand(self, function):
         self.errands.append(function)
@@ -230,43 +234,108 @@ CUDA = torch.device("cuda", 0)
 
 def test_the_kernel_is_made_off_the_training_thread_and_used_when_it_is_there():
     told, made = Told(), []
-    selection = Selection(told, load=lambda index: made.append(index) or emulated.fused())
+    selection = Selection(told, load=lambda *asked: made.append(asked) or emulated.fused())
     assert [selection.fused(CUDA) for _ in range(3)] == [None, None, None]
     assert made == []
     assert len(told.errands) == 1  # asked for once
     told.errands[0]()
-    assert made == [0]
-    assert selection.fused(CUDA).facts is told.facts[0]
+    assert made == [("nvrtc", 0)]
+    assert selection.fused(CUDA).facts == {"kernel": "emulated"}
+    assert told.facts == [{"kernel": "emulated", "kernel_reason": ""}]
     assert selection.fused(torch.device("cpu")) is None
 
 
-def test_why_it_is_not_there_is_a_fact_of_the_run():
-    def load(_index):
-        raise RuntimeError("no compiler")
+def at_once(function):
+    function()
+
+
+def test_triton_comes_after_nvrtc_and_says_what_is_missing():
+    def load(name, _index):
+        if name == "nvrtc":
+            raise CompilerError("no NVRTC library was found")
+        return emulated.fused()
 
     told = Told()
+    selection = Selection(told, load, at_once)
+    selection.fused(CUDA)
+    told.errands[0]()
+    assert selection.fused(CUDA) is not None
+    assert told.facts == [{"kernel": "emulated", "kernel_reason": "nvrtc: CompilerError: no NVRTC library was found"}]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tried"), [("auto", ["nvrtc", "triton"]), ("nvrtc", ["nvrtc"]), ("triton", ["triton"]), ("foreach", [])]
+)
+def test_only_what_is_wanted_is_tried_and_why_it_is_not_there_is_a_fact_of_the_run(kernel, tried):
+    asked = []
+
+    def load(name, _index):
+        asked.append(name)
+        raise RuntimeError("not here")
+
+    told = Told(kernel)
+    selection = Selection(told, load, at_once)
+    for _ in range(3):
+        assert selection.fused(CUDA) is None
+    for errand in told.errands:
+        errand()
+    assert asked == tried
+    assert len(told.errands) == (1 if tried else 0)
+    reason = "; ".join(f"{name}: RuntimeError: not here" for name in tried) or "hooks.kernel is foreach"
+    assert told.facts == [{"kernel": "foreach", "kernel_reason": reason}]
+    assert selection.fused(CUDA) is None
+
+
+def test_another_choice_counts_at_once_and_what_was_under_way_no_longer_does():
+    told, made = Told(), []
+    selection = Selection(told, lambda name, _index: made.append(name) or emulated.fused(), at_once)
+    selection.fused(CUDA)
+    told.settings = told.settings._replace(kernel="foreach")
+    assert selection.fused(CUDA) is None
+    told.errands.pop()()
+    assert made == []
+    told.settings = told.settings._replace(kernel="triton")
+    selection.fused(CUDA)
+    told.errands.pop()()
+    assert made == ["triton"]
+    assert selection.fused(CUDA) is not None
+    assert [facts["kernel"] for facts in told.facts] == ["foreach", "emulated"]
+
+
+def test_what_takes_long_does_so_on_a_thread_of_its_own():
+    """The control thread has a daemon to answer; signals are the main thread's."""
+    told, seen, over = Told("triton"), [], threading.Event()
+
+    def load(_name, _index):
+        seen.append((threading.current_thread(), signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        over.set()
+        return emulated.fused()
+
     selection = Selection(told, load)
     selection.fused(CUDA)
     told.errands[0]()
-    assert told.facts == [{"kernel": "foreach", "kernel_reason": "RuntimeError: no compiler"}]
-    assert selection.fused(CUDA) is None
-    assert len(told.errands) == 1
+    assert over.wait(30)
+    seen[0][0].join(30)
+    assert seen[0][0] is not threading.main_thread()
+    assert seen[0][0].daemon
+    assert signal.SIGINT in seen[0][1]
+    assert selection.fused(CUDA) is not None
 
 
-def test_plain_operators_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("GPUWATCH_HOOKS_KERNEL", "foreach")
+def test_the_cpu_is_said_once():
     told = Told()
-    assert Selection(told).fused(CUDA) is None
-    assert told.errands == []
-    assert told.facts == [{"kernel": "foreach", "kernel_reason": "GPUWATCH_HOOKS_KERNEL=foreach"}]
+    selection = Selection(told)
+    assert [selection.concerns(torch.ones(1)) for _ in range(3)] == [False] * 3
+    assert told.facts == [{"kernel": "cpu"}]
 
 
 def test_a_machine_without_a_driver_falls_back():
     """The real way, on a machine without CUDA (with one this reads what a device that does not exist says)."""
     told = Told()
-    selection = Selection(told)
+    selection = Selection(told, apart=at_once)
     selection.fused(torch.device("cuda", 99))
     told.errands[0]()
     (facts,) = told.facts
     assert facts["kernel"] == "foreach"
-    assert len(facts["kernel_reason"]) > 10
+    assert "nvrtc: " in facts["kernel_reason"]
+    assert "triton: " in facts["kernel_reason"]
