@@ -6,7 +6,7 @@
     PID, EXPIRES      whom it is for (a child that is forked while the call waits has another number), until when (time.time())
     REPORT, AREA      address to report at, or the path of a file; (address, bytes) of the mapping that it all lies in, or None
     BLOB              (address, bytes) of the packed modules, or the path of a file, or None
-    STANDARD          names of the library's modules that the hooks import
+    STANDARD          frozenset of names of the library's modules that the hooks import
 
 What the main thread does itself is made short, because the job stands still for it: it starts a thread, which unpacks and
 executes the modules in slices of 1.5 ms, and then puts them in when that thread asks it to, between two bytecodes again.
@@ -115,15 +115,18 @@ def load(root):
         while (half := under_import()) is not None and time.time() < EXPIRES:
             report("importing: %s" % half, done=False)
             time.sleep(0.02)
-        ready = attached.Prepared(OPTIONS)
+        ready = attached.Prepared(OPTIONS, pauses())
         answer = settled(root, attached, ready)
     except BaseException as error:
         forget()
         answer = "failed: %s: %s" % (type(error).__name__, error)
     try:
         report(answer)
-        if answer == "installed" and OPTIONS.get("told"):
-            attached.watch_for_steps()
+    except BaseException:
+        pass
+    try:
+        if answer == "installed":
+            attached.stay(ready, OPTIONS)
     except BaseException:
         pass
 
@@ -140,21 +143,60 @@ def unpacked(root, blob):
     pause = pauses()
     modules = marshal.loads(zlib.decompress(blob))
     made = {}
-    for name, package, _ in modules:
-        if package:
-            made[name] = made_module(root if name == root.__name__ else type(sys)(name), name, True)
-    for name, package, code in modules:
+    for name, package, eager, code in modules:
+        if package or not eager:
+            made[name] = made_module(root if name == root.__name__ else type(sys)(name), name, package)
+            if not eager:
+                put_off(made[name], code)
+    for name, package, eager, code in modules:
         pause()
         module = made.get(name) or made_module(type(sys)(name), name, False)
-        code = marshal.loads(code) if isinstance(code, bytes) else compile(code, "<%s>" % name, "exec", dont_inherit=True)
-        pause()
-        exec(code, module.__dict__)
+        if eager:
+            code = unmarshalled(name, code)
+            pause()
+            exec(code, module.__dict__)
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
     attached = sys.modules["gpuwatch_hooks.attached"]
     attached.forget = forget
     return attached
+
+
+def unmarshalled(name, code):
+    import marshal
+
+    return marshal.loads(code) if isinstance(code, bytes) else compile(code, "<%s>" % name, "exec", dont_inherit=True)
+
+
+def put_off(module, code):
+    """Execute `code` when something of the module is first asked for: a third of them is never needed."""
+    import time
+
+    import _thread
+
+    at_work = {}  # "thread": the one that executes it; setdefault is one atomic step, and a lost thread leaves no lock taken
+
+    def fill(attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        me, waited = _thread.get_ident(), 0
+        while at_work.setdefault("thread", me) != me and module.__dict__.get("__getattr__") is fill:
+            waited += 1
+            if waited > 2000:
+                raise AttributeError(attribute)
+            time.sleep(0.001)
+        if module.__dict__.get("__getattr__") is fill and not at_work.get("begun"):
+            at_work["begun"] = True
+            exec(unmarshalled(module.__name__, code), module.__dict__)
+            if module.__dict__.get("__getattr__") is fill:
+                del module.__getattr__
+        try:
+            return module.__dict__[attribute]
+        except KeyError:
+            raise AttributeError(attribute) from None
+
+    module.__getattr__ = fill
 
 
 def made_module(module, name, package):
@@ -170,7 +212,7 @@ def made_module(module, name, package):
 
 
 def pauses():
-    """A function to be called often: it lets the job's threads run after each 1.5 ms, and keeps the collector asleep.
+    """A function to be called often: it lets the job's threads run after each 0.5 ms, and keeps the collector asleep.
 
     What we allocate would set off a collection of everything that the job has, for which one job stood still for 250 ms;
     one of the youngest objects, which starts the count anew, takes a tenth of a millisecond.
@@ -184,8 +226,8 @@ def pauses():
         nonlocal began
         if gc.isenabled() and gc.get_count()[0] > gc.get_threshold()[0] // 4:
             collect_youngest()
-        if time.perf_counter() - began > 0.0015:
-            time.sleep(0.0005)
+        if time.perf_counter() - began > 0.0005:
+            time.sleep(0.001)
             began = time.perf_counter()
 
     return pause
@@ -339,7 +381,9 @@ def under_import():
     """
     import sys
 
-    for name in list(sys.modules):  # no pairs: 3,000 new tuples would set off a collection
+    # Whoever imports a module holds its lock. Without that table all modules are looked at, which takes 2 ms of the job.
+    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", sys.modules)
+    for name in list(locks):
         if name in STANDARD or name.startswith("torch"):
             spec = getattr(sys.modules.get(name), "__spec__", None)
             if getattr(spec, "_initializing", False):

@@ -29,6 +29,8 @@ from gpuwatch.attach.process import Process
 _LEFT_OUT = ("inject", "adapters")
 #: The loader's own place among the modules.
 _LOADER = "gpuwatch_attach"
+#: What an attach calls, and what the first step loads besides.
+_FIRST = ("gpuwatch_hooks.attached", "gpuwatch_hooks.recorder", "gpuwatch_hooks.kernels.cpu")
 _STANDARD = re.compile(r"^\s*(?:import|from) ([a-z_]+)", re.MULTILINE)
 _COMPILE_SECONDS = 20
 _COMPILER = """
@@ -90,6 +92,20 @@ def ordered(texts: dict[str, tuple[bool, str]]) -> list[str]:
     return order
 
 
+@functools.cache
+def needed_at_once() -> frozenset[str]:
+    """The modules that an attach and a first step use: all that _FIRST import when they are executed, and the packages."""
+    texts = {name: text for name, text in sources().items() if name != _LOADER}
+    found: set[str] = set()
+    waiting = [*_FIRST, *(name for name, (package, _) in texts.items() if package)]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _imported(name, texts)
+    return frozenset(found)
+
+
 def _imported(name: str, texts: dict[str, tuple[bool, str]]) -> Iterator[str]:
     """Modules among `texts` that `name` imports while it is executed."""
     package, text = texts[name]
@@ -133,8 +149,9 @@ def compiled(process: Process) -> Modules:
 
 
 def pack(modules: Modules) -> bytes:
-    """All modules as the bytes that the loader unpacks: it executes them in this order."""
-    listed = [(name, package, code) for name, (package, code) in modules.items() if name != _LOADER]
+    """All modules as the bytes that the loader unpacks: in this order, and whether each is needed at once."""
+    eager = needed_at_once()
+    listed = [(name, package, name in eager, code) for name, (package, code) in modules.items() if name != _LOADER]
     return zlib.compress(marshal.dumps(listed, 2), 1)
 
 
@@ -145,7 +162,7 @@ def build(modules: Modules, verb: str, options: dict[str, Any], process: Process
     would surface as a SystemError in the user's loop, and SystemExit would end the process: hence the bare except.
     """
     given = {
-        "STANDARD": sorted(_standard_modules()),
+        "STANDARD": _standard_modules(),
         "OPTIONS": options,
         "REPORT": place.report,
         "LEFT_AT": LEFT_AT,
@@ -184,7 +201,9 @@ def _standard_modules() -> frozenset[str]:
 
 
 def _cache_file(process: Process, texts: dict[str, tuple[bool, str]]) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuwatch" / "payload"
+    home = os.path.expanduser("~")
+    kept = home if os.path.isabs(home) else os.devnull  # a container's uid may have no home: nothing is kept then
+    base = Path(os.environ.get("XDG_CACHE_HOME") or f"{kept}/.cache") / "gpuwatch" / "payload"
     try:
         interpreter = os.stat(process.executable)
         key = f"{process.executable} {interpreter.st_size} {interpreter.st_mtime_ns} {process.python} {sorted(texts.items())}"

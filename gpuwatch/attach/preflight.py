@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from gpuwatch.attach import gdb, machines
+from gpuwatch.attach import gdb, launchers, machines
 from gpuwatch.attach.process import Process, children, read_process, seen_from, waiting_in
 
 OLDEST_PYTHON, REMOTE_DEBUG_PYTHON = (3, 9), (3, 14)
@@ -63,7 +63,7 @@ def _hopeless(process: Process) -> list[Finding]:
 def _unsuitable(process: Process) -> list[Finding]:
     """Python, but not one that the hooks can go into, or not yet."""
     pid, findings = process.pid, []
-    if process.launcher:
+    if launchers.starts_ranks(process):
         findings.append(Finding("launcher", f"process {pid} starts ranks and trains nothing itself", _rank_advice(process)))
     elif not process.torch:
         sentence = f"process {pid} is Python, but torch is not loaded in it"
@@ -143,7 +143,8 @@ def _rank_advice(process: Process) -> str:
             found = read_process(child)
         except (OSError, ValueError, KeyError):
             continue
-        if found.python and (found.torch or "RANK" in found.ranks) and not found.launcher:
+        trains = (found.torch and not launchers.is_worker(found)) or "RANK" in found.ranks
+        if found.python and trains and not launchers.starts_ranks(found):
             ranks.append(child)
     if not ranks:
         return "give the pid of the training process (`gpuwatch ps` lists them)"

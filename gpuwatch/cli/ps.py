@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from gpuwatch.attach import preflight
+from gpuwatch.attach import launchers, preflight
 from gpuwatch.attach.process import Process, python_processes
 from gpuwatch.cli.targets import trains
 from gpuwatch.cli.terminal import dim, paint
@@ -58,7 +58,7 @@ def _row(process: Process) -> dict[str, object]:
 
 
 def _role(process: Process) -> str:
-    if process.launcher:
+    if launchers.starts_ranks(process):
         return "launcher"
     if not process.torch:
         return "python"

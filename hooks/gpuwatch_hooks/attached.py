@@ -4,51 +4,58 @@ Both run in the main thread between two of its bytecodes and return a short stat
 and touches nothing of the job's is done before, by `Prepared`, on the thread that loads us.
 """
 
+import json
 import os
+import platform
 import sys
 import threading
 import time
 
-from . import bootstrap, doorway, identity, notices, session, settings, spare_ring
+from . import bootstrap, doorway, identity, notices, session, settings, spare
 
 #: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
 forget = None
 _UNUSED_WITHIN_SECONDS = 2.0
 #: So many gradients computed and no optimizer's step: it is not one that torch's hooks see.
 _BACKWARDS_WITHOUT_STEP = 20
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.2
 _watching = False
 
 
 class Prepared:
-    """What is made before the hooks go in: a ring for the session to come (or None), a way to the daemon (or None)."""
+    """What is made before the hooks go in: their session, a way to the daemon (or None), what it will begin with (or None)."""
 
-    def __init__(self, options):
-        """On the thread that loads us. Raises OSError where the way to the daemon that was promised is not there."""
+    def __init__(self, options, pause):
+        """On the thread that loads us; `pause()` lets the job run. Raises OSError where the promised way is not there."""
         self.door = doorway.opened(options["doorway"]) if options.get("doorway") else None
-        self.ring = _warm_ring()
+        self.session = session.renewed()
+        self.run = options.get("run") or identity.run_name()
+        self.spare = _warmed(self.session, pause)
 
     def close(self):
         """Not needed after all."""
-        if self.ring is not None:
-            self.ring.close()
+        if self.spare is not None:
+            self.spare.close()
         if self.door is not None:
             os.close(self.door)
 
 
-def _warm_ring():
-    """A ring, after kernels have run once: both are 5 ms that the first step would take longer."""
+def _warmed(current, pause):
+    """A Spare, after kernels and encoders have run once: 6 ms that the first step would take longer."""
     try:
         import torch
 
         from .kernels import cpu
 
-        with torch.no_grad():
-            tensors = [torch.zeros(2, 2, dtype=torch.float32, device="cpu")]
-            cpu.norms(tensors)
-            cpu.table(tensors, None, None)
-            cpu.histograms(tensors, None)
-        return spare_ring.SpareRing(settings.from_environment()[0].ring_slots)
+        tensors = [torch.zeros(2, 2, dtype=torch.float32, device="cpu")]
+        for measure in (cpu.norms, lambda some: cpu.table(some, None, None), lambda some: cpu.histograms(some, None)):
+            with torch.no_grad():
+                measure(tensors)
+            pause()
+        platform.python_version()
+        json.dumps({"t": identity.framework()})
+        pause()
+        return spare.Spare(current)
     except Exception:
         return None  # the first step will say what is wrong
 
@@ -68,11 +75,11 @@ def begin(options, prepared=None):
         return "stepping"
     path = options.get("socket") or current.settings.socket
     if prepared is not None:
-        current.spare_ring, current.door = prepared.ring, prepared.door
+        current.spare, current.door = prepared.spare, prepared.door
         if prepared.door is not None:
             path = doorway.path_through(prepared.door, os.path.basename(path))
     current.settings = current.settings._replace(socket=path)
-    current.run = options.get("run") or identity.run_name()
+    current.run = prepared.run if prepared is not None else options.get("run") or identity.run_name()
     current.attached = True
     if forget is not None:
         current.at_end = _forget_when_unused
@@ -82,25 +89,39 @@ def begin(options, prepared=None):
             forget()
         return "failed: the hooks could not be installed; its standard error says why"
     current.meta({"attached": options.get("method", "attach")})
-    if options.get("told"):
-        notices.say_once(options["told"])
+    if prepared is None:
+        _tell(options)
     return "installed"
 
 
-def watch_for_steps():
-    """On the thread that has loaded us: stay until the first step, and say so where gradients come and no step ever does."""
+def _tell(options):
+    if options.get("told"):
+        notices.say_once(options["told"])
+
+
+def stay(prepared, options):
+    """On the thread that has loaded us: say that we are here, and wait for the first step, whose control thread it starts.
+
+    Says so where gradients come and no step ever does.
+    """
     global _watching  # noqa: PLW0603 - one attach at a time
-    current = session.current()
+    current = prepared.session
+
+    def look():
+        recorder = current.recorder
+        if options.get("told") and recorder is not None and recorder.backwards >= _BACKWARDS_WITHOUT_STEP and not current.armed:
+            notices.say_once(
+                "gradients are computed, but there is no step of a torch optimizer: one that does not derive from "
+                "torch.optim.Optimizer is not seen, and nothing is recorded"
+            )
+
     _watching = True
     try:
-        while current.recorder is not None and not current.armed:
-            if current.recorder.backwards >= _BACKWARDS_WITHOUT_STEP:
-                notices.say_once(
-                    "gradients are computed, but there is no step of a torch optimizer: one that does not derive from "
-                    "torch.optim.Optimizer is not seen, and nothing is recorded"
-                )
-                return
-            time.sleep(_LOOK_SECONDS)
+        _tell(options)
+        if prepared.spare is not None:
+            prepared.spare.wait(look, _LOOK_SECONDS)
+    except RuntimeError as error:
+        current.cannot_begin(error)
     finally:
         _watching = False
 

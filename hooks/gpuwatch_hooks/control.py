@@ -71,7 +71,7 @@ class Control:
         if self._thread is threading.current_thread():
             return
         self._attempted.wait(FAREWELL_SECONDS)
-        if self._reached or patient:
+        if (self._reached or patient) and self._thread.ident is not None:  # None: it was to be started by another thread
             self._thread.join(FAREWELL_SECONDS)
 
     def abandon(self):

@@ -35,7 +35,7 @@ class Session:
         self.guard = Guard(self._on_fault, self._on_probe_off)
         self.outbox = outbox.Outbox()
         self.ring = None
-        self.spare_ring = None  # made before it is needed, by an attach
+        self.spare = None  # ring and control thread, made before they are needed, by an attach
         self.door = None  # descriptor of the daemon's folder, where an attach has passed one
         self.recorder = None
         self.control = None
@@ -77,20 +77,10 @@ class Session:
         data = sys.modules.get("torch.utils.data")
         if data is not None and data.get_worker_info() is not None:
             return False  # a DataLoader's worker, forked before its parent's first step: whatever it does, it is no rank
-        self.attempt_id = uuid.uuid4().hex  # not before: a process that forks its ranks has one session for all of them
         try:
-            self.ring = self._spare() or ring.RingWriter(self.settings.ring_slots)
-            self.control = control.Control(self)
-            forks.watch(self)
-            self.control.start()
+            self._begin()
         except Exception as error:
-            self.over = True
-            if self.control is not None:
-                self.control.abandon()
-            if self.ring is not None:
-                self.ring.close()
-            self.ledger.remove()
-            notices.say_once("this process cannot be recorded (%s: %s); training goes on" % (type(error).__name__, error))
+            self.cannot_begin(error)
             return False
         atexit.register(self._at_exit)
         self._finalizer = _at_worker_exit(self._at_exit)
@@ -99,9 +89,29 @@ class Session:
             self.event(*self._early_events.popleft())
         return True
 
-    def _spare(self):
-        spare, self.spare_ring = self.spare_ring, None
-        return spare.taken() if spare is not None else None
+    def _begin(self):
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.is_ours():
+            self.attempt_id, self.ring, self.control = spare.attempt_id, spare.ring, spare.control
+            spare.start_control()
+            return
+        self.attempt_id = uuid.uuid4().hex  # not before: a process that forks its ranks has one session for all of them
+        self.ring = ring.RingWriter(self.settings.ring_slots)
+        self.control = control.Control(self)
+        forks.watch(self)
+        self.control.start()
+
+    def cannot_begin(self, error):
+        """There is no memory for a ring, or no thread to be had: the process goes on unrecorded, and is told."""
+        self.over = True
+        self.ledger.remove()
+        if self.control is not None:
+            self.control.abandon()
+        if self.armed:
+            self.release()  # the first step goes on meanwhile
+        elif self.ring is not None:
+            self.ring.close()
+        notices.say_once("this process cannot be recorded (%s: %s); training goes on" % (type(error).__name__, error))
 
     def deliver_at_exit(self):
         """At interpreter exit, for a process that logged but never took a step: hand over what waits in the outbox."""
@@ -235,8 +245,7 @@ class Session:
         if self.armed and reason is not None:
             self._write_end(reason)
         self.over = self.renewable = True
-        if self.spare_ring is not None:
-            self.spare_ring.close()
+        self._close_spare()
         if not self.armed:
             self._shut_door()
         self._forget_exit()
@@ -245,6 +254,7 @@ class Session:
         """In a forked child of a recording process: never again a record, a thread or a descriptor of ours."""
         if not self.armed:
             self.outbox.forget_logged()
+            self._close_spare()
             return
         self.over = True
         self.renewable = False
@@ -253,6 +263,11 @@ class Session:
         self._forget_exit()
         self.control.abandon()
         self._shut_door()
+
+    def _close_spare(self):
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            spare.close()
 
     def _forget_exit(self):
         atexit.unregister(self._at_exit)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from gpuwatch.attach.machines import here
 from gpuwatch.attach.process import children, read_process
 from tests.attach.conftest import TARGETS, ask, run_of, until
 from tests.running_daemon import RunningDaemon, wait_until
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the ptrace injector is built for x86-64")
+pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -393,9 +394,12 @@ def test_spawned_ranks_are_told_from_loaders_workers(command, tmp_path):
         assert listed[rank]["role"] == "training"
         workers = [pid for pid in children(rank) if pid in listed]
         assert [listed[pid]["role"] for pid in workers] == ["worker"]
+        assert listed[target.pid]["role"] == "launcher"
         found = json.loads(command("attach", "--tree", target.pid, "--dry-run", "--json").stdout)
-        assert rank in [one["pid"] for one in found]
-        assert not set(workers) & {one["pid"] for one in found}
+        assert [one["pid"] for one in found] == [rank]
+        refused = command("attach", "--dry-run", target.pid).stdout
+        assert f"attach to those, or use --tree {target.pid}" in refused
+        assert f"are {rank}:" in refused
     finally:
         os.killpg(target.pid, 9)
         target.wait(10)
