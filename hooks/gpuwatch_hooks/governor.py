@@ -6,6 +6,8 @@ step, whatever they cost: then `overhead_ratio` says how much. Costs are measure
 makes no system call), so the plan is computed from them instead of being searched for: one look decides.
 """
 
+import math
+
 FAMILIES = ("update_ratio", "histograms", "layers")
 #: How many times rarer than asked each family becomes, from the first rung to the last.
 RUNGS = [(1, 1, 1)]
@@ -102,7 +104,7 @@ class Governor:
         allowed = budget * self._usual_ns
         # Where what is never thinned fills the budget by itself, thinning the rest to nothing would save next to nothing and
         # leave the curves empty: the families may then take an eighth of what is spent anyway.
-        left = max(allowed - self._base_ns, self._base_ns / 8)
+        left = max(allowed - self._base_ns, self._base_ns / 8) if budget < 1.0 else math.inf  # the whole step: no budget
         rung = next((r for r in range(len(RUNGS)) if self._families_ns(r, every) <= left), len(RUNGS) - 1)
         if rung < self.rung:
             if self._families_ns(self.rung - 1, every) > _RESTORE_AT * left:

@@ -78,6 +78,7 @@ class Roster:
         self._entries = {}  # id(optimizer) -> Entry
         self._order = []
         self.version = 0  # of the name tables
+        self.listeners = []  # called when there is a new version, with nothing
         self._given = {}  # id(parameter) -> (weak reference, name) told by watch()
         self._naming_attempts = 0
 
@@ -207,6 +208,8 @@ class Roster:
                 groups.append("%s/%s" % (label, name) if several else name)
         self._session.names("optimizer", self.version, 0, labels)
         self._session.names("group", self.version, 0, groups)
+        for listener in self.listeners:
+            self._session.guard.run("roster", listener)
 
 
 def _is_sharded(module):

@@ -40,6 +40,14 @@ def test_the_rungs_thin_in_the_order_of_the_wire():
         assert after[0] >= after[1] >= after[2]
 
 
+def test_a_budget_of_one_thins_nothing_whatever_it_costs():
+    plan = Governor()
+    costs = {"update_ratio": 500.0, "histograms": 50.0, "layers": 50.0}
+    assert drive(plan, 200, costs=costs, budget=1.0) == []
+    assert drive(Governor(), 200, costs=costs, budget=0.5)
+    assert plan.overhead_ratio > 0.8
+
+
 def test_nothing_is_thinned_that_is_cheap():
     plan = Governor()
     assert drive(plan, 200, costs={"update_ratio": 0.2, "histograms": 0.2, "layers": 0.2}) == []

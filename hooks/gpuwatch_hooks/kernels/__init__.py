@@ -16,13 +16,15 @@ On the CPU the results hold Python floats and are there at once. On a device the
 the host a step later; the training thread never waits for them.
 """
 
+import importlib
+
+_chosen = {}  # type of device -> kernel
+
 
 def choose(device_type):
     """The kernel for tensors of `device_type` ("cpu", "cuda", ...): the CPU's own, else the one made of plain operators."""
-    if device_type == "cpu":
-        from . import cpu
-
-        return cpu
-    from . import foreach
-
-    return foreach
+    kernel = _chosen.get(device_type)
+    if kernel is None:
+        name = "cpu" if device_type == "cpu" else "foreach"
+        kernel = _chosen[device_type] = importlib.import_module("." + name, __name__)
+    return kernel

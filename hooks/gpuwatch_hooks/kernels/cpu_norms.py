@@ -30,10 +30,7 @@ def norms(tensors, sizes=None):
     `sizes`: their numbers of entries as a tuple, where they are known already. Raises RuntimeError for tensors that are
     not of a real floating type, RuntimeError for those that are not strided or not on the CPU.
     """
-    import torch
-
-    sizes = sizes or tuple(map(torch.Tensor.numel, tensors))
-    plan = _plan(tensors, sizes)
+    plan = _plan(tensors, sizes or tuple([tensor.numel() for tensor in tensors]))
     if plan.few is not None:
         try:
             found = plan.few.norms(tensors)
@@ -42,7 +39,7 @@ def norms(tensors, sizes=None):
             found = plan.few.norms(tensors)
     else:
         found = _norms_of_many(plan, tensors)
-    smallest = min([found[index] for index in plan.narrow], default=1.0)
+    smallest = min(found if plan.all_narrow else [found[index] for index in plan.narrow], default=1.0)
     if not sum(found) < SAFE_LARGEST or smallest <= SAFE_SMALLEST:  # also where one is NaN
         return found, _read_again(plan, tensors, found)
     return found, {}
@@ -67,12 +64,10 @@ def _plan(tensors, sizes):
     """The plan for tensors of these sizes. Where many were all float32, a type that changes later is not asked for: torch.cat
     turns halves into float32 and refuses complex numbers, and only a double loses what lies beyond float32's own digits.
     """
-    import torch
-
     key = (sizes, tensors[0].dtype)
     plan = _plans.get(key)
-    if plan is None or (plan.types is not None and plan.types != tuple(map(torch.Tensor.dtype.__get__, tensors))):
-        plan = _plans[key] = _Plan(tensors, sizes, tuple(map(torch.Tensor.dtype.__get__, tensors)))
+    if plan is None or (plan.types is not None and plan.types != [tensor.dtype for tensor in tensors]):
+        plan = _plans[key] = _Plan(tensors, sizes, [tensor.dtype for tensor in tensors])
         if len(_plans) > _MAX_PLANS:
             _plans.popitem(last=False)
     return plan
@@ -96,18 +91,19 @@ class _Plan:
     `narrow`: indices of those that are summed up in float32, or whose squares may leave float64.
     """
 
-    __slots__ = ("batches", "doubles", "few", "narrow", "types")
+    __slots__ = ("all_narrow", "batches", "doubles", "few", "narrow", "types")
 
     def __init__(self, tensors, sizes, types):
         import torch
 
         if not {torch.float16, torch.bfloat16, torch.float32, torch.float64}.issuperset(types):
             raise RuntimeError("not of a real floating type")
-        self.types, self.few = types, None
+        self.types, self.few, self.all_narrow = types, None, False
         self.doubles = [index for index, kind in enumerate(types) if kind is torch.float64]
         if len(sizes) <= FEW_TENSORS and not self.doubles:
             self.few = Few([tensor.shape for tensor in tensors], types)
             self.narrow = [index for index, size in enumerate(sizes) if size]
+            self.all_narrow = len(self.narrow) == len(sizes)
             return
         if set(types) == {torch.float32}:
             self.types = None

@@ -18,19 +18,18 @@ class Few:
     dimensions and is cut into rows; and the type to read it as, None for its own.
     """
 
-    __slots__ = ("_ways",)
+    __slots__ = ("_norm", "_ways")
 
     def __init__(self, shapes, types):
         import torch
 
         kinds = [None if kind is torch.float32 else torch.float32 for kind in types]
+        self._norm = torch.linalg.vector_norm
         self._ways = list(zip(map(_dimensions, shapes), kinds))
 
     def norms(self, tensors):
         """The norms, floats. Raises RuntimeError or IndexError where these are other tensors than it was made for."""
-        import torch
-
-        norm, found = torch.linalg.vector_norm, []
+        norm, found = self._norm, []
         for tensor, (dimensions, kind) in zip(tensors, self._ways):
             if not tensor.is_cpu:
                 raise RuntimeError("not on the CPU")

@@ -6,6 +6,7 @@ mode there. What happened between two backward calls is one pass. A block of whi
 samples for its discriminator, a teacher) belongs to training.
 """
 
+import sys
 import weakref
 
 #: Passes of the same kind in a row that are told; a loop that validates after each step would otherwise fill the ring.
@@ -23,18 +24,28 @@ class ValidationProbe:
         self._in_train_mode = False
         self._learned = False  # a BatchNorm has, in a block without gradients
         self._learned_last = False  # also before the backward call before
-        self.depth = 0  # of the blocks that are watched
-        self.tables = 0  # versions of the name tables, whose modules have been looked through
-        self.counts = []  # weak references to the counts of batches of BatchNorms, one an optimizer
+        self._depth = 0  # of blocks without gradients
+        self._counts = []  # weak references to the counts of batches of BatchNorms, one an optimizer
+        self._watching = False
         self._before = []
         self._last, self._in_a_row = None, 0
-        import torch
+        recorder.roster.listeners.append(self._look)
 
-        ledger = recorder.session.ledger
+    def _look(self):
+        """The tensors have new names: perhaps those of another model. Only where one has a BatchNorm are blocks watched: torch
+        itself enters some five at a step, and each would pay two calls.
+        """
+        recorder = self._recorder
+        first = [next(_counts(entry), None) for entry in recorder.roster]
+        self._counts = [weakref.ref(count) for count in first if count is not None]
+        if not self._counts or self._watching:
+            return
+        self._watching = True
+        torch, ledger = sys.modules["torch"], recorder.session.ledger
         entered, left = recorder.hook(self.name, self._entered), recorder.hook(self.name, self._left)
         for block in (torch.no_grad, torch.inference_mode):
-            ledger.wrap(block, "__enter__", lambda original: self._entering(original, entered))
-            ledger.wrap(block, "__exit__", lambda original: self._leaving(original, left))
+            ledger.wrap(block, "__enter__", lambda original: _entering(original, entered))
+            ledger.wrap(block, "__exit__", lambda original: _leaving(original, left))
 
     def at_fetch(self):
         """A loader is about to be asked for a batch with gradients switched off."""
@@ -55,40 +66,18 @@ class ValidationProbe:
             self._recorder.session.event("validation_pass", self._recorder.iteration, float(in_train_mode), "")
 
     def _entered(self):
-        if self.tables != self._recorder.roster.version:
-            self.tables = self._recorder.roster.version
-            first = [next(_counts(entry), None) for entry in self._recorder.roster]
-            self.counts = [weakref.ref(count) for count in first if count is not None]
-        self.depth += 1
-        if self.depth == 1:
-            counts = [reference() for reference in self.counts]
+        self._depth += 1
+        if self._depth == 1:
+            counts = [reference() for reference in self._counts]
             self._before = [(count, count._version) for count in counts if count is not None]
 
     def _left(self):
-        self.depth -= 1
-        if self.depth == 0:
+        if not self._depth:
+            return  # of a block that was entered before they were watched
+        self._depth -= 1
+        if self._depth == 0:
             self._learned = self._learned or any(count._version != version for count, version in self._before)
             self._before = []
-
-    def _entering(self, original, entered):
-        roster = self._recorder.roster
-
-        def entering(block, *args, **kwargs):
-            result = original(block, *args, **kwargs)
-            # torch's own functions enter some five blocks a step, so nothing is called where no model has a BatchNorm
-            if self.depth or self.counts or self.tables != roster.version:
-                entered()
-            return result
-
-        return entering
-
-    def _leaving(self, original, left):
-        def leaving(*args, **kwargs):
-            if self.depth:
-                left()
-            return original(*args, **kwargs)
-
-        return leaving
 
 
 def _counts(entry):
@@ -99,3 +88,20 @@ def _counts(entry):
             count = getattr(inner, "num_batches_tracked", None)
             if count is not None:
                 yield count
+
+
+def _entering(original, entered):
+    def entering(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        entered()
+        return result
+
+    return entering
+
+
+def _leaving(original, left):
+    def leaving(self, *args, **kwargs):
+        left()
+        return original(self, *args, **kwargs)
+
+    return leaving
