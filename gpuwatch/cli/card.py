@@ -25,7 +25,7 @@ from gpuwatch.state import summary
 from gpuwatch.state.counters import PHASES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from gpuwatch.cli.recorded import Recorded
     from gpuwatch.state.findings import Finding
@@ -105,12 +105,13 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
         yield _NOT_KEPT, why
     values = {name: summary.number(value) for name, value in known.values.items()}
     curves = known.checkpoint.courses if known.checkpoint is not None else {}
-    for field, name, text in (("loss", "loss", number), ("grad_norm", "gradient", lambda _: _gradient(values))):
-        if field in values:
-            yield name, f"{_spark(curves[field].means() if field in curves else [])} {text(values[field])}"
-    if told := [course for course in curves.values() if course.counts]:
-        first = min(course.first_step for course in told)
-        yield "", f"{_LEGEND}steps {first:,} to {known.step:,}"
+    drawn = {name: course.means() for name, course in curves.items()}
+    if "loss" in values:
+        yield "loss", f"{_spark(drawn.get('loss', []))} {number(values['loss'])}"
+    if "grad_norm" in values:
+        yield "gradient", f"{_spark(drawn.get('grad_norm', []))} {_gradient(values)}"
+    if first := [course.first_step for course in curves.values() if course.counts]:
+        yield "", f"curves: steps {min(first):,} to {known.step:,}"
     if known.learning_rates:
         rates = dict.fromkeys(number(summary.number(rate)) for rate in known.learning_rates)
         yield "lr", ", ".join(list(rates)[:6]) + _update(values)

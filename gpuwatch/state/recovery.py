@@ -58,6 +58,7 @@ def _checkpoint(run: Run) -> Checkpoint | None:
             step_duration_sum_seconds=run.durations.sum_seconds,
             sequences=dict(run.journal.durable_sequence),
             numbers=dict(run.journal.durable_number),
+            courses={name: course.copy() for name, course in run.courses.items()},
         )
     return run.checkpoint
 
@@ -101,6 +102,7 @@ def _restore(run: Run, known: RunSummary, journal: JournalWriter, findings: Find
     run.counters = checkpoint.counters
     run.durations.counts[:] = checkpoint.step_duration_counts
     run.durations.sum_seconds = checkpoint.step_duration_sum_seconds
+    run.courses.update(checkpoint.courses)
     run.merger.last_step = checkpoint.last_step
     run.merger.late_parts = checkpoint.counters.dropped.get("late", 0)
     for ring_id, sequence in checkpoint.sequences.items():

@@ -10,6 +10,7 @@ from gpuwatch_hooks import wire
 
 from gpuwatch.state import frames
 from gpuwatch.state.counters import Counters, seconds
+from gpuwatch.state.course import Course
 from gpuwatch.state.directories import RunDirectory
 from gpuwatch.state.durations import Durations
 from gpuwatch.state.identity import Hello, Identity
@@ -18,7 +19,7 @@ from gpuwatch.state.names import NameTable
 from gpuwatch.state.records import End, Event, HistogramRows, Meta, Names, Record, Scalar, StepPart, TensorRows
 from gpuwatch.state.series import Window
 from gpuwatch.state.steps import MAX_PARTS, Step, StepMerger
-from gpuwatch.state.summary import Checkpoint
+from gpuwatch.state.summary import COURSES, Checkpoint
 
 #: Fields whose last points are kept for plots: 16 bytes a point.
 WINDOWED = (
@@ -70,6 +71,7 @@ class Run:
         self.tags_left_out = 0
         self.events: list[Event] = []  # the last MAX_EVENTS
         self.windows = {name: Window(WINDOW_POINTS) for name in (*WINDOWED, LEARNING_RATE)}
+        self.courses = {name: Course() for name in COURSES}  # since the run began, however long ago
         self.merger = StepMerger()
         self.first_steps: list[Step] = []  # the run's first ones, where it began under a daemon before us
         self.journal: JournalWriter | None = None
@@ -183,6 +185,10 @@ class Run:
                 value = step.values.get(name)
                 if value is not None:
                     self.windows[name].append(step.step, value)
+            for name, course in self.courses.items():
+                value = step.values.get(name)
+                if value is not None:
+                    course.add(step.step, value)
             if self.learning_rates:
                 self.windows[LEARNING_RATE].append(step.step, self.learning_rates[0][0])
             self._keep_tables(step)

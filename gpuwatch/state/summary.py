@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from gpuwatch.state.counters import Counters
+from gpuwatch.state.course import Course
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.identity import Hello, Identity
 
@@ -20,6 +21,8 @@ STATUSES = ("live", "finished", "failed", "lost")
 #: Step fields that run.json carries a short history of, in RECENT_POINTS means over equal stretches of the run's window.
 RECENT = ("loss", "grad_norm", "step_seconds", "loss_scale")
 RECENT_POINTS = 64
+#: Step fields whose course over the whole run is kept.
+COURSES = ("loss", "grad_norm")
 #: What a finding measured: may be NaN or infinite, which msgspec would write as null and not read again.
 _MEASURED = ("value", "threshold")
 
@@ -35,6 +38,7 @@ class Checkpoint(msgspec.Struct):
     step_duration_sum_seconds: float
     sequences: dict[int, int] = {}  # ring id -> last ring record in the journal
     numbers: dict[int, int] = {}  # ring id -> last control message
+    courses: dict[str, Course] = {}  # COURSES over the whole run
 
 
 class RunSummary(msgspec.Struct):
