@@ -7,11 +7,13 @@ from gpuwatch.advice.station import ESTIMATE, Gain, Station, Subject, phase_shar
 #: A loader that takes less than this is hidden behind noise.
 _STARVED_RATIO = 0.1
 _GRAVE = ("critical", "warning")
+#: Findings about gpuwatch itself: nothing of the training has to be mended for them.
+_OWN = ("hook_overhead", "records_overwritten", "exporter_paused", "sampler_stuck")
 
 
 def baseline(subject: Subject) -> Station:
     """Whether the plain training is one to build on."""
-    grave = list(dict.fromkeys(f.rule for f in subject.past.findings if f.severity in _GRAVE))
+    grave = list(dict.fromkeys(f.rule for f in subject.past.findings if f.severity in _GRAVE and f.rule not in _OWN))
     evidence, shares = [], phase_shares(subject.past)
     measured = subject.measures
     if measured.steps_per_second is not None:
@@ -21,7 +23,7 @@ def baseline(subject: Subject) -> Station:
         evidence.append(f"Time of a step: {told}.")
     if grave:
         evidence.append(f"Findings: {', '.join(grave)}.")
-        action = f"Mend the training first: gpuwatch explain {grave[0]}. A speed-up of a run that diverges is worth nothing."
+        action = f"Mend the training first: gpuwatch explain {grave[0]}. What is wrong stays wrong at twice the speed."
         return Station("baseline", "next", tuple(evidence), action)
     waiting = shares.get("data", 0.0)
     if waiting > _STARVED_RATIO:

@@ -16,7 +16,7 @@ def distributed(subject: Subject) -> Station:
     serial = phase_shares(subject.past).get("data", 0.0)
     evidence = ["One process trains."]
     if not subject.on_gpu:
-        return Station("distributed training", "later", (*evidence, "Processes on one CPU share its cores and gain nothing."))
+        return Station("distributed training", "later", tuple(evidence), "Processes on one CPU share its cores: use one.")
     if serial:
         evidence.append(f"{serial:.0%} of the step is waiting for data, which every further rank adds to on one host.")
     gain = Gain("at most the number of devices, less the all-reduce of all gradients at each step", ESTIMATE)

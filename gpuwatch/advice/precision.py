@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 
 from gpuwatch.advice.station import ESTIMATE, MEASURED, Gain, Station, Subject, head_room, phase_shares
+from gpuwatch.history.half_range import half_range, of_scale
 
 #: Share of gradient entries lost to fp16's range above which layers stop learning; as the amp_underflow rule has it.
 _UNDERFLOW_RATIO = 0.05
 _WORTH_RATIO = 1.05
 #: A bound of more than tenfold is none.
 _SAYS_NOTHING_RATIO = 0.9
+_NAMED_LAYERS = 4
 #: Major compute capability.
 _TENSOR_CORES_SINCE = 7
 _HALF = ("float16", "bfloat16", "fp16", "bf16", "16-mixed", "bf16-mixed")
@@ -95,6 +97,8 @@ def _share(subject: Subject) -> str:
     return "" if subject.matrix is not None else _LOOK
 
 
+_LET_GROW = "Let the loss scale grow to what the gradients want (init_scale, a smaller growth_interval)"
+_USE_BFLOAT16 = "Use bfloat16, which has float32's range: at no loss scale does fp16 hold all of these gradients."
 _ADVICE = "Wrap forward and loss in torch.autocast; with float16 also use torch.amp.GradScaler, with bfloat16 nothing else."
 _MEASURE = "gpuwatch probe amp RUN measures it in the running job."
 _ON_CPU = "On a CPU it pays only where that computes in bfloat16 itself (AMX, AVX512-BF16)."
@@ -108,9 +112,16 @@ def _in_use(subject: Subject, evidence: list[str]) -> Station:
     scales = past.values("loss_scale")
     if len(scales):
         evidence.append(f"Loss scale {scales[-1]:g} at the end, {skipped:,} of {len(past.steps):,} updates skipped.")
+    if found := half_range(past):
+        best = found.recommended_power
+        evidence.append(f"The last gradients want a loss scale of {1 << best:,}, at which fp16 loses {found.lost[best]:.2%}.")
+        losing = found.first_to_underflow(of_scale(scales[-1]) if len(scales) else 0)[:_NAMED_LAYERS]
+        if losing:
+            evidence.append(f"First to underflow: {', '.join(layer.name for layer in losing)}.")
     if lost:
         evidence.append(f"fp16 would flush {statistics.median(lost):.2%} of the gradient entries to zero (median).")
         if statistics.median(lost) > _UNDERFLOW_RATIO:
-            action = "Use bfloat16, which has float32's range, or let the loss scale grow (growth_interval, init_scale)."
+            fits = found is not None and found.fits
+            action = f"{_LET_GROW}, or use bfloat16, which needs none." if fits else _USE_BFLOAT16
             return Station("mixed precision", "next", tuple(evidence), action)
     return Station("mixed precision", "done", tuple(evidence))

@@ -31,7 +31,7 @@ def past_of(process: Recorded) -> past.Past:
             )
 
     try:
-        found = past.read(process.path, tell)
+        found = past.read(process.path, tell, ended=process.status != "live")
     except OSError as error:
         sentence = f"the journal of {process.summary.directory} in {process.path} cannot be read ({error.strerror})"
         raise click.ClickException(sentence) from None

@@ -100,10 +100,11 @@ class Past:
                 self.scalars.setdefault(scalar.tag, []).append(scalar)
 
 
-def read(directory: Path, told: Callable[[int], None] | None = None) -> Past:
+def read(directory: Path, told: Callable[[int], None] | None = None, *, ended: bool = False) -> Past:
     """The past of the process recorded in `directory` (LOGDIR/RUN[/rankN]). Raises OSError when it has no journal.
 
-    `told` is called now and then with the bytes still to be read. What is damaged is skipped and counted in `lost_bytes`.
+    `told` is called now and then with the bytes still to be read. What is damaged is skipped and counted in `lost_bytes`;
+    of a run that has `ended` also what cannot be read at the journal's end, where another may still be being written.
     """
     past, merger = Past(), StepMerger()
     reader = JournalReader(directory / JOURNAL_FOLDER)
@@ -122,7 +123,7 @@ def read(directory: Path, told: Callable[[int], None] | None = None) -> Past:
                 told(reader.behind_bytes())
         for step in merger.close():
             past._add_step(step)  # noqa: SLF001
-        past.lost_bytes += reader.skipped_bytes
+        past.lost_bytes += reader.skipped_bytes + (reader.behind_bytes() if ended else 0)
     finally:
         reader.close()
     return past

@@ -37,12 +37,14 @@ def _block(block: Block) -> str:
     if isinstance(block, Text):
         return f"<p>{html.escape(block.text)}</p>"
     if isinstance(block, Picture):
-        return f"<figure><figcaption>{html.escape(block.caption)}</figcaption>{block.svg}</figure>"
+        wide = ' class="wide"' if block.wide else ""
+        return f"<figure{wide}><figcaption>{html.escape(block.caption)}</figcaption>{block.svg}</figure>"
     if isinstance(block, Alert):
+        action = f'<p class="action">{html.escape(block.action)}</p>' if block.action else ""
         return (
             f'<article class="alert {html.escape(block.severity)}"><h3><span>{html.escape(block.severity)}</span> '
             f"{html.escape(block.title)}</h3><p>{html.escape(block.text)}</p>"
-            f'<p class="action">{html.escape(block.action)}</p></article>'
+            f"{action}</article>"
         )
     return _table(block)
 

@@ -29,9 +29,9 @@ class Picture(msgspec.Struct, frozen=True):
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """One finding: what, where, and what to do."""
+    """One finding, or one station of the roadmap: what, where, and what to do."""
 
-    severity: str
+    severity: str  # or the station's standing
     title: str
     text: str
     action: str

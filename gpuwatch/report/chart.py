@@ -18,6 +18,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 10, 22
 _POINTS = 200
 #: Positive values that span more than two decades are drawn by their logarithm.
 _LOG_SPAN = 100.0
+#: The bands of more lines than these hide one another.
+_BANDS = 2
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -36,14 +38,14 @@ class Line(msgspec.Struct, frozen=True):
     values: Sequence[float]
 
 
-def line_chart(title: str, lines: Sequence[Line], marks: Sequence[Mark] = ()) -> str:
-    """The chart, or "" when no line has a finite point."""
+def line_chart(title: str, lines: Sequence[Line], marks: Sequence[Mark] = (), *, powers_of_two: bool = False) -> str:
+    """The chart, or "" when no line has a finite point. `powers_of_two`: for positive values that double and halve."""
     thinned = [(line, *thin(line.steps, line.values, _POINTS)) for line in lines]
     found = [stretch for _, stretches, _ in thinned for stretch in stretches]
     if not found:
         return ""
     reach = [step for line in lines if line.steps for step in (line.steps[0], line.steps[-1])]
-    scale = _Scale.of(found, min(reach), max(reach))
+    scale = _Scale.of(found, min(reach), max(reach), powers_of_two=powers_of_two)
     parts = [*_grid(scale)]
     for mark in marks:
         if scale.first <= mark.step <= scale.last:
@@ -54,7 +56,7 @@ def line_chart(title: str, lines: Sequence[Line], marks: Sequence[Mark] = ()) ->
                 f"<title>{text}</title></line>"
             )
     for number, (line, stretches, wild) in enumerate(thinned):
-        parts += _drawn(scale, stretches, number)
+        parts += _drawn(scale, stretches, number, with_band=len(lines) <= _BANDS)
         for step in wild:
             told = f"<title>not finite at step {step:,}</title>"
             parts.append(f'<path class="wild" d="M{scale.x(step) - 3:.1f} {_TOP}h6l-3 6z">{told}</path>')
@@ -73,26 +75,28 @@ class _Scale(msgspec.Struct, frozen=True):
     last: int
     low: float
     high: float
-    is_log: bool
+    base: int  # of the logarithm, 0 for none: `low` and `high` are powers of it
 
     @classmethod
-    def of(cls, found: Sequence[Stretch], first: int, last: int) -> _Scale:
+    def of(cls, found: Sequence[Stretch], first: int, last: int, *, powers_of_two: bool) -> _Scale:
         low, high = min(stretch.least for stretch in found), max(stretch.largest for stretch in found)
+        if powers_of_two and low > 0.0:
+            return cls(first, max(last, first + 1), math.log2(low) - 0.5, math.log2(high) + 0.5, base=2)
         if low > 0.0 and high > _LOG_SPAN * low:
-            return cls(first, max(last, first + 1), math.log10(low), math.log10(high), is_log=True)
+            return cls(first, max(last, first + 1), math.log10(low), math.log10(high), base=10)
         room = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
-        return cls(first, max(last, first + 1), low - room if low else 0.0, high + room, is_log=False)
+        return cls(first, max(last, first + 1), low - room if low else 0.0, high + room, base=0)
 
     def x(self, step: float) -> float:
         return _LEFT + (step - self.first) / (self.last - self.first) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
-        place = math.log10(value) if self.is_log else value
+        place = math.log2(value) if self.base == 2 else math.log10(value) if self.base else value
         share = (place - self.low) / (self.high - self.low or 1.0)
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
-def _drawn(scale: _Scale, stretches: Sequence[Stretch], number: int) -> list[str]:
+def _drawn(scale: _Scale, stretches: Sequence[Stretch], number: int, *, with_band: bool) -> list[str]:
     if not stretches:
         return []
     upper = [f"{scale.x(s.step):.1f},{scale.y(s.largest):.1f}" for s in stretches]
@@ -101,10 +105,8 @@ def _drawn(scale: _Scale, stretches: Sequence[Stretch], number: int) -> list[str
     if len(stretches) == 1:
         x, y = means[0].split(",")
         return [f'<circle class="l{number}" cx="{x}" cy="{y}" r="2.5"/>']
-    return [
-        f'<polygon class="band b{number}" points="{" ".join(upper + lower)}"/>',
-        f'<polyline class="line s{number}" points="{" ".join(means)}"/>',
-    ]
+    band = [f'<polygon class="band b{number}" points="{" ".join(upper + lower)}"/>'] if with_band else []
+    return [*band, f'<polyline class="line s{number}" points="{" ".join(means)}"/>']
 
 
 def _grid(scale: _Scale) -> list[str]:
@@ -119,9 +121,11 @@ def _grid(scale: _Scale) -> list[str]:
 
 
 def _ticks(scale: _Scale) -> list[tuple[float, str]]:
-    if scale.is_log:
+    if scale.base:
         every = max(1, math.ceil((scale.high - scale.low) / 5))
         powers = [power for power in range(math.ceil(scale.low), math.floor(scale.high) + 1) if power % every == 0]
+        if scale.base == 2:
+            return [(2.0**power, f"{2.0**power:g}" if -7 <= power <= 19 else f"2^{power}") for power in powers]
         return [(10.0**power, f"1e{power}" if not -3 <= power <= 4 else f"{10.0**power:g}") for power in powers]
     rough = (scale.high - scale.low) / 4
     size = 10.0 ** math.floor(math.log10(rough))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from gpuwatch.advice.station import Station, phase_shares
-from gpuwatch.history.half_range import POWERS, half_range, of_scale
 from gpuwatch.history.measures import Measures
 from gpuwatch.history.past import Past
+from gpuwatch.report import precision
 from gpuwatch.report.blocks import Alert, Block, Page, Picture, Section, Table, Text
 from gpuwatch.report.chart import Line, Mark, line_chart
 from gpuwatch.report.heat_map import heat_map
+from gpuwatch.report.series import charts
 from gpuwatch.state.findings import SEVERITIES, Finding
 from gpuwatch.state.summary import RunSummary
 
 _MAX_LAYERS = 160
 _MAX_SCALARS = 12
 _MIB = 1 << 20
-_LOSING_LAYERS = 8
 #: wire.STEP_FIELDS drawn in the timeline: title -> (name in the legend, field) of each line.
 _TIMELINE = {
     "Loss": (("loss", "loss"),),
@@ -32,10 +32,6 @@ _SPEED = {
     "Step duration (s)": (("step", "step_seconds"),),
     "Phases (s)": tuple((name, f"{name}_seconds") for name in ("data", "forward", "backward", "optimizer")),
 }
-_PRECISION = {
-    "Loss scale": (("scale", "loss_scale"),),
-    "Share of the gradient that fp16 loses": (("share", "grad_underflow_ratio"),),
-}
 
 
 def page(
@@ -47,14 +43,14 @@ def page(
     marks = [Mark(f.first_step, f.severity, f.rule) for f in findings]
     sections = [
         Section("Findings", tuple(_findings(findings))),
-        Section("Timeline", tuple(_charts(past, _TIMELINE, marks, _rate(past, marks)))),
+        Section("Timeline", (*charts(past, _TIMELINE, marks), *_rate(past, marks))),
         Section("Logged by the job", tuple(_logged(past))),
         Section("Layers", tuple(_layers(past))),
         Section("Speed", tuple(_speed(past, measured, marks))),
-        Section("Precision", tuple(_precision(past, measured, marks))),
+        Section("Precision", tuple(precision.blocks(past, measured, marks))),
         Section("Memory", tuple(_memory(past, marks))),
         Section("Ranks", tuple(_ranks(summaries, statuses))),
-        Section("What next", (_roadmap(advice),)),
+        Section("What next", tuple(_roadmap(advice))),
         Section("About this run", tuple(_about(first, past))),
     ]
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(first.started_wall_seconds))
@@ -102,19 +98,9 @@ def _findings(findings: Sequence[Finding]) -> Iterator[Block]:
         yield Alert(f.severity, f"{f.rule}{where}, {when}", f.summary, f.action)
 
 
-def _charts(
-    past: Past, wanted: Mapping[str, tuple[tuple[str, str], ...]], marks: Sequence[Mark], *more: Block | None
-) -> Iterator[Block]:
-    for title, fields in wanted.items():
-        lines = [Line(name, *past.series(field)) for name, field in fields if len(past.series(field)[0])]
-        if svg := line_chart(title, lines, marks):
-            yield Picture(title.split(" (")[0].lower().replace(" ", "-").replace("/", "per"), title, svg)
-    yield from (block for block in more if block is not None)
-
-
-def _rate(past: Past, marks: Sequence[Mark]) -> Block | None:
-    svg = line_chart("Learning rate", [Line("rate", past.steps, past.learning_rates)], marks)
-    return Picture("learning-rate", "Learning rate (first group)", svg) if svg else None
+def _rate(past: Past, marks: Sequence[Mark]) -> Iterator[Block]:
+    if svg := line_chart("Learning rate", [Line("rate", past.steps, past.learning_rates)], marks):
+        yield Picture("learning-rate", "Learning rate (first group)", svg)
 
 
 def _logged(past: Past) -> Iterator[Block]:
@@ -169,42 +155,7 @@ def _speed(past: Past, measured: Measures, marks: Sequence[Mark]) -> Iterator[Bl
     if hooks:
         text += f". gpuwatch's own hooks took {hooks[-1]:.2%} of the step at the end"
     yield Text(text + ".")
-    yield from _charts(past, _SPEED, marks)
-
-
-def _precision(past: Past, measured: Measures, marks: Sequence[Mark]) -> Iterator[Block]:
-    charts = [*_charts(past, _PRECISION, marks), *_half(past)]
-    if charts or measured.amp_speedup_ratio is not None:
-        skipped = sum(1 for value in past.values("skipped") if value > 0.0)
-        backoffs = sum(value for value in past.values("loss_scale_backoffs") if value > 0.0)
-        text = f"The forward pass ran in {measured.precision}; {skipped:,} updates were skipped, {backoffs:,.0f} back-offs."
-        if measured.amp_speedup_ratio is not None:
-            text += f" The AMP probe measured a speed-up of {measured.amp_speedup_ratio:.2f}."
-        yield Text(text)
-    yield from charts
-
-
-def _half(past: Past) -> Iterator[Block]:
-    """The run's last gradients in float16, as a function of the loss scale."""
-    found = half_range(past)
-    if found is None:
-        return
-    best = found.recommended_power
-    text = f"In float16 these gradients want a loss scale of {1 << best:,} (2^{best}), which flushes {found.lost[best]:.2%}"
-    text += " of them to zero" + (
-        ": float16 is wide enough." if found.fits else ", and more would overflow: bfloat16 has the range."
-    )
-    svg = line_chart("Lost in float16 by scale (powers of two)", [Line("share", list(POWERS), list(found.lost))])
-    if any(found.lost):
-        yield Picture("underflow-by-scale", "Share lost in float16 at a loss scale of 2^x, in the last gradients", svg)
-    yield Text(text)
-    scales = past.values("loss_scale")
-    power = of_scale(scales[-1]) if len(scales) else 0
-    losing = found.first_to_underflow(power)[:_LOSING_LAYERS]
-    if losing:
-        rows = tuple((layer.name, f"{layer.lost_ratio(power):.1%}", f"{layer.lost_ratio(best):.1%}") for layer in losing)
-        now = f"at the run's 2^{power}" if len(scales) else "without a scale"
-        yield Table(("layers that underflow first", now, f"at 2^{best}"), rows, frozenset({1, 2}))
+    yield from charts(past, _SPEED, marks)
 
 
 def _memory(past: Past, marks: Sequence[Mark]) -> Iterator[Block]:
@@ -232,12 +183,12 @@ def _ranks(summaries: Sequence[RunSummary], statuses: Sequence[str]) -> Iterator
     yield Table(("rank", "status", "steps", "loss", "last step (s)"), rows, frozenset({2, 3, 4}))
 
 
-def _roadmap(advice: list[Station]) -> Table:
-    rows = tuple(
-        (s.name, s.standing, " ".join(s.evidence), f"{s.gain.text} ({s.gain.basis})" if s.gain else "-", s.action or "-")
-        for s in advice
-    )
-    return Table(("station", "stands", "evidence", "gain", "what to do"), rows)
+def _roadmap(advice: list[Station]) -> Iterator[Block]:
+    """A table of so much text would have columns of two words on a telephone."""
+    for s in advice:
+        gain = f"Gain ({s.gain.basis}): {s.gain.text}." if s.gain else ""
+        told = f"Measured: {' '.join(s.evidence)}" if s.evidence else "Nothing was measured."
+        yield Alert(s.standing, s.name, told, " ".join(part for part in (gain, s.action) if part))
 
 
 def _about(summary: RunSummary, past: Past) -> Iterator[Block]:

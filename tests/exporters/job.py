@@ -19,6 +19,8 @@ LAYERS = ("conv1.weight", "conv1.bias", "fc.weight")
 PROBED = {
     "amp_variant": "bfloat16",
     "amp_speedup_ratio": 1.5,
+    "amp_speedup_low": 1.4,
+    "amp_speedup_high": 1.6,
     "amp_memory_saving_ratio": 0.25,
     "amp_base_steps_per_second": 8.0,
     "amp_steps_per_second": 12.0,

@@ -56,7 +56,8 @@ def test_the_page_has_what_was_recorded(page):
     assert titles == ["Findings", "Timeline", "Logged by the job", "Layers", "Speed", "What next", "About this run"]
     assert ("40", "steps") in page.tiles
     assert ("1", "finding") in page.tiles
-    (alert,) = blocks(page, Alert)
+    alert, *roadmap_of_five = blocks(page, Alert)
+    assert [station.severity for station in roadmap_of_five] == ["next", "unknown", "idle", "later", "later"]
     assert alert.title.endswith("from step 20 to 21"), "one entry for what was opened and closed"
     layers = next(table for table in blocks(page, Table) if table.heading[0] == "layer")
     assert [(row[0], row[1]) for row in layers.rows] == [(HOSTILE, "40"), ("b.weight", "0.001")]
