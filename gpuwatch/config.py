@@ -33,8 +33,9 @@ class Daemon(Section, frozen=True):
     listen: str = "127.0.0.1:9877"  # address:port of the HTTP exporter; port 0 takes any free one
     socket: str = ""  # path of the control socket; empty: the place that the hooks look in (paths.py)
     poll_seconds: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = (
-        0.5  # how often rings are looked at; one that fills fast, sooner
+        1.0  # how often rings are looked at; one that fills fast sooner, one whose process has ended at once
     )
+    sync_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60)] = 5.0  # fdatasync of the journals: what a power failure costs
     shutdown_seconds: Seconds = 5.0  # SIGTERM drains and flushes for no longer than this
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -32,6 +32,7 @@ from gpuwatch.service.components import Guard, Worker
 from gpuwatch.service.preconditions import StartError, allow_descriptors, prepare_logdir
 from gpuwatch.service.signals import Signals
 from gpuwatch.service.systemd import Notifier
+from gpuwatch.state.journal_sync import JournalSync
 from gpuwatch.state.store import State
 from gpuwatch.upkeep import Upkeep
 
@@ -43,6 +44,7 @@ IDLE_SECONDS = 0.5
 TICK_SECONDS = 0.5
 STATUS_SECONDS = 5.0
 JUDGE_SECONDS = 1.0
+SYNC_STALE_SECONDS = 90.0  # the longest period, and what a busy disk may take
 DRAIN_SHARE = 0.3  # of the time that a shutdown may take: for reading the rings dry
 
 
@@ -63,6 +65,9 @@ class Daemon:
         limits = config.limits
         self.state = State(config.daemon.logdir, runs_per_uid=limits.runs_per_uid, journal_bytes=limits.journal_bytes)
 
+        self.syncer = Worker(
+            "journal_sync", JournalSync(self.state).turn, self.stats, config.daemon.sync_seconds, SYNC_STALE_SECONDS
+        )
         self.judge = Judge(Engine(config.rules), self.state, self.stats)
         self.state.on_step.append(self.judge.hear)
         self.detectors = Worker("detectors", self.judge.turn, self.stats, JUDGE_SECONDS)
@@ -93,13 +98,15 @@ class Daemon:
         if self.supervisor is not None:
             self._turns.append(Guard("nvml", self.supervisor.turn, self.stats))  # it knows when its turns are due
         if config.sampling.host:
-            self._turns.append(Guard("host", upkeep.sample_host, self.stats, config.sampling.host_seconds))
+            # A loop that turns as often as that may come a hair too early, and must not leave every other turn out.
+            self._turns.append(Guard("host", upkeep.sample_host, self.stats, 0.9 * config.sampling.host_seconds))
             self._longest_seconds = min(self._longest_seconds, config.sampling.host_seconds)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT. 0: everything was drained and flushed in time; 1: it was not."""
         signals = Signals(self.selector)
         self.detectors.start()
+        self.syncer.start()
         if self.tensorboard is not None:
             self.tensorboard.start()
         if self.http is not None:
@@ -115,11 +122,9 @@ class Daemon:
 
     def _dispatch(self, timeout_seconds: float) -> bool:
         """Let everything that is ready be handled. True when the components' turns are due because of it."""
-        ready, due = self.selector.select(timeout_seconds), False
-        for key, events in ready:
-            due |= key.data(events) is not False
-        self._heard = bool(ready)
-        return due
+        dues = [key.data(events) is not False for key, events in self.selector.select(timeout_seconds)]
+        self._heard = bool(dues)
+        return any(dues)
 
     def _take_in(self) -> None:
         self._backlog = self.intake.turn()

@@ -11,7 +11,7 @@ STRETCHES = 80
 
 
 class Course(msgspec.Struct):
-    """Stretch i is the `stride` steps from `first_step + i * stride` on: their finite values' sum and number, and the others'."""
+    """Stretch i is the `stride` steps from `first_step + i * stride` on: sum and number of the finite values, number of others."""
 
     first_step: int = 0
     stride: int = 1

@@ -2,8 +2,8 @@
 
 Segments NNNNNN.journal, a new one at each start and at 64 MiB, never appended to after a restart: a torn tail then costs
 only itself. Each segment begins with what a reader needs to understand the rest (hello, names, facts), so that the oldest
-may be deleted. A batch is one `os.write`; kill -9 keeps the page cache, so nothing is synced on the way. `sync` is for a
-thread that may wait: without it, a power failure costs what the kernel had not written back yet (about 30 s).
+may be deleted. A batch is one `os.write`; kill -9 keeps the page cache, so nothing is synced on the way: journal_sync.py does
+that behind us, for the sake of power failures.
 """
 
 from __future__ import annotations
