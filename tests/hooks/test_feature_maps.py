@@ -68,6 +68,18 @@ def test_every_nth_training_forward_only(outbox):
     assert len(sent(outbox)) == 3  # forwards 1, 4 and 7
 
 
+def test_a_layer_that_is_called_twice(outbox):
+    """Trap 35: each call counts, so that `every` 2 takes the same call of each forward."""
+    layer = nn.Linear(4, 4)
+    feature_maps(layer, every=2)
+    taken = []
+    for number in range(3):
+        first = layer(torch.full((2, 4), float(number)))
+        layer(torch.relu(first))
+        taken.append(len(sent(outbox)))
+    assert taken == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("shape", "grid"),
     [

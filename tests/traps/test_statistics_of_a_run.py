@@ -37,6 +37,8 @@ class Kinds(nn.Module):
         self.empty = nn.Parameter(torch.empty(0, 3))
         self.strided = nn.Parameter(torch.randn(12, 9, generator=made).t())
         self.large = normal(3000)
+        self.large_tiny = nn.Parameter(torch.full((3000,), 1e-25))
+        self.gains = nn.ParameterList([normal(16) for _ in range(60)])  # many of one size are read as a matrix
         self.complex = nn.Parameter(torch.randn(6, generator=made, dtype=torch.float32).to(torch.complex64) * (1 + 2j))
         self.embed = normal(8, 4)
         self.tied = normal(9)
@@ -54,8 +56,8 @@ def gradients(model):
         gradient = torch.randn(parameter.shape, generator=made, dtype=torch.float64).to(parameter.dtype)
         if name == "bad":
             gradient = torch.tensor(BAD)
-        elif name == "tiny":
-            gradient = torch.full((64,), 1e-25)
+        elif name in ("tiny", "large_tiny"):
+            gradient = torch.full(parameter.shape, 1e-25)
         elif name == "strided":
             gradient = torch.randn(12, 9, generator=made).t()
         elif name == "embed":
