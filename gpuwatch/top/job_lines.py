@@ -66,6 +66,13 @@ def active(run: list[Job]) -> list[tuple[Finding, int]]:
     )
 
 
+def closed(run: list[Job]) -> Counter[str]:
+    """How often each rule spoke in live ranks and is over: a run that has exploded may look well since."""
+    return Counter(
+        finding.rule for job in run if job.status == "live" for finding in job.summary.findings if finding.state != "active"
+    )
+
+
 def phase_shares(job: Job) -> dict[str, float]:
     """Shares of the run's time in data, forward, backward, optimizer and other; empty when they are not known."""
     seconds = job.summary.counters.phase_seconds
@@ -134,6 +141,9 @@ def _findings(run: list[Job]) -> list[Line]:
         style = SEVERITY_STYLES.get(finding.severity, "")
         told = f" from step {finding.first_step:,}{where}: {finding.summary}"
         found.append([Segment("  ! ", style), Segment(f"{finding.rule}{layer}", style), Segment(told)])
+    if before := closed(run):
+        told = ", ".join(f"{rule} ({times} times)" if times > 1 else rule for rule, times in before.items())
+        found.append([Segment(f"    found before, and over: {told}", "dim")])
     return found
 
 

@@ -115,8 +115,9 @@ class Card {
     this.facts = new Facts();
     this.phases = new PhaseBar();
     this.findings = new Findings();
+    this.past = element("p", { class: "about" });
     const head = element("h3", {}, this.link, " ", this.status, " ", this.about);
-    this.root = element("article", { class: "job" }, head, this.facts.root, this.phases.root, this.findings.root);
+    this.root = element("article", { class: "job" }, head, this.facts.root, this.phases.root, this.findings.root, this.past);
   }
 
   update(job) {
@@ -130,7 +131,23 @@ class Card {
     this.facts.update(facts(job));
     this.phases.update(first.phase_seconds);
     this.findings.update(merged(job.ranks.flatMap((rank) => rank.findings)));
+    const past = counted(job.ranks.flatMap(closed));
+    this.past.hidden = past.length === 0;
+    say(this.past, `Found before, and over: ${past.join(", ")}`);
   }
+}
+
+/** [rule, times] of the findings of a rank that are closed. */
+function closed({ finding_counts: counts, findings }) {
+  const open = (rule) => findings.filter((finding) => finding.rule === rule).length;
+  return Object.entries(counts).map(([rule, times]) => [rule, times - open(rule)]);
+}
+
+/** "rule" or "rule ×3" of each that was found at all; the same rule of several ranks is one. */
+function counted(pairs) {
+  const sums = new Map();
+  for (const [rule, times] of pairs) sums.set(rule, (sums.get(rule) ?? 0) + times);
+  return [...sums].filter(([, times]) => times > 0).map(([rule, times]) => (times > 1 ? `${rule} ×${times}` : rule));
 }
 
 function endedRow(job) {
@@ -141,8 +158,8 @@ function endedRow(job) {
     root: element("tr", {}, ...cells),
     update({ ranks, status }) {
       const [first] = ranks;
-      const counts = Object.entries(first.finding_counts).map(([rule, times]) => (times > 1 ? `${rule} ×${times}` : rule));
-      const told = [status, whole(first.step), number(first.values.loss ?? null), counts.join(", ") || "none", clock(first.started)];
+      const counts = counted(Object.entries(first.finding_counts)).join(", ") || "none";
+      const told = [status, whole(first.step), number(first.values.loss ?? null), counts, clock(first.started)];
       told.forEach((text, index) => say(cells[index + 1], text));
       mark(cells[1], `status ${status}`);
     },

@@ -12,9 +12,11 @@ export class Overview {
     const [jobs, gpus, processes] = this.parts;
     gpus.root.prepend(element("h2", {}, "GPUs"));
     this.root = element("div", { class: "overview" }, jobs.root, gpus.root, processes.root);
+    this.root.hidden = true; // until the daemon has spoken, nobody knows that there is "no training job"
   }
 
   update(snapshot) {
+    this.root.hidden = false;
     for (const part of this.parts) part.update(snapshot);
   }
 

@@ -75,6 +75,17 @@ def test_a_run_goes_on_before_ones_eyes_and_its_finding_shows(daemon, browse, tr
     unharmed(page, home(daemon))
 
 
+def test_what_is_over_is_still_told(daemon, browse, train):
+    trainer = train(daemon)
+    trainer.steps(5)
+    trainer.steps(1, loss=math.nan)
+    page = browse(home(daemon))
+    page.shows("critical: nonfinite_loss")
+    trainer.steps(200)
+    page.shows("Found before, and over: nonfinite_loss")
+    page.wait("document.querySelector('.findings').hidden")
+
+
 def test_a_runs_page_has_curves_layers_and_a_histogram(daemon, browse, train):
     trainer = train(daemon)
     trainer.steps(80)

@@ -87,3 +87,12 @@ def test_json_has_the_jobs_on_their_gpus(trained):
     assert abs(sum(job["phase_ratios"].values()) - 1) < 1e-9
     assert tree["gpus"][0]["values"]["throttle_active"]["power_cap"] == 1
     assert tree["gpus"][2]["reason"] == "GPU is lost"
+
+
+def test_what_a_live_run_has_behind_it_is_told_in_one_line(trained):
+    (job,) = trained.jobs
+    over = [finding(rule="loss_spike", state="closed"), finding(rule="loss_spike", state="closed", step=9), finding()]
+    *_, found, before = texts(trained.reading([changed(job, findings=over)]))
+    assert found == "  ! exploding_gradient from step 2: The norm is 90."
+    assert before == "    found before, and over: loss_spike (2 times)"
+    assert len(texts(trained.reading([changed(job, "finished", findings=over)]))) == 2
