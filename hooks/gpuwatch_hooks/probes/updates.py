@@ -58,13 +58,14 @@ class UpdatesProbe:
     """See the module."""
 
     name = "updates"
+    sampled = True
 
     def install(self, recorder):
         self._recorder = recorder
 
     def before(self, part):
         recorder = self._recorder
-        if recorder.due("update_ratio", part.entry):
+        if "update_ratio" in part.due:
             began = _now()
             part.updates = Copy(part.entry, recorder.selection)
             recorder.governor.spent("update_ratio", _now() - began)
