@@ -172,6 +172,22 @@ def test_every_message_keeps_to_the_limits(names, tags, facts):
     assert [table[i] for i in range(len(names))] == [name[: wire.MAX_NAME_CHARS] for name in names]
 
 
+def test_facts_are_bounded_and_travel_in_pieces(outbox):
+    long = "\N{SNOWMAN}" * 2000
+    outbox.put_facts({f"{number:03}": long for number in range(outbox_module.MAX_FACTS + 40)})
+    outbox.collect()
+    assert len(_facts(outbox)) == outbox_module.MAX_FACTS
+    assert set(_facts(outbox).values()) == {long[: outbox_module.MAX_FACT_CHARS]}
+    outbox.seal()
+    messages = outbox.unacknowledged(0)
+    assert len(messages) > outbox_module.MAX_FACTS * outbox_module.MAX_FACT_CHARS * 6 // wire.MAX_MESSAGE_BYTES
+    assert all(len(message.payload) <= wire.MAX_MESSAGE_BYTES for message in messages)
+    outbox.put_facts({"000": long, "001": 1})  # one that is known may change; what has not changed is not sent again
+    outbox.acknowledge(1 << 60)
+    outbox.collect()
+    assert _facts(outbox) == {"001": 1}
+
+
 def test_two_thousand_long_names_travel_in_pieces(outbox):
     names = ["\N{SNOWMAN}" * 250 + str(i) for i in range(wire.MAX_TENSORS)]
     outbox.put_names("tensor", 1, 0, names, range(len(names)))
