@@ -12,7 +12,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from gpuwatch.exporters import finding_text, hparams, summaries
 from gpuwatch.exporters.layout import add_layout
-from gpuwatch.exporters.step_summary import add_histograms, add_layers, add_step
+from gpuwatch.exporters.step_event import StepEvent
+from gpuwatch.exporters.step_summary import add_histograms, add_layers, points
 from gpuwatch.exporters.written import Written
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.identity import Hello
@@ -57,6 +58,7 @@ class RunEvents:
         self._max_tags = max_tags
         self._gpu_readings = gpu_readings
         self._merger = StepMerger(written.last_step)
+        self._step_event = StepEvent()
         self._unnamed: list[Step] = []  # steps that wait for names
         self._resigned = -1  # the version of the tensors' names whose rest is not waited for any more
         self._tensors = NameTable()
@@ -132,11 +134,26 @@ class RunEvents:
         )
 
     def _step(self, step: Step) -> bytes:
+        whole_model = points(step, self._groups, self._optimizers)
+        if not self.written.rates:
+            self.written.rates = self._rates(step)
+        self.written.last_step = step.step
+        summary = self._beside(step)
+        if not summary.value:
+            event, self._last_ns = self._step_event.of(whole_model), max(self._last_ns, step.monotonic_ns)
+            event.wall_time, event.step = self._wall_seconds(step.monotonic_ns), step.step
+            data: bytes = event.SerializeToString()
+            return data
+        for tag, value in whole_model:
+            summaries.add_scalar(summary, tag, value)
+        return self._event(summary, step.step, step.monotonic_ns)
+
+    def _beside(self, step: Step) -> Summary:
+        """What is not written at each step: the layout once, the GPUs, layers and their histograms when they are due."""
         summary = Summary()
         if not self.written.layout:
             add_layout(summary)
             self.written.layout = True
-        add_step(summary, step, self._groups, self._optimizers)
         if step.monotonic_ns >= self._gpus_due_ns:
             for tag, value in self._gpu_readings(step.monotonic_ns):
                 summaries.add_scalar(summary, tag, value)
@@ -147,10 +164,7 @@ class RunEvents:
         if self._config.layers and step.histograms and step.monotonic_ns >= self._histograms_due_ns:
             add_histograms(summary, step, self._tensors, describe=not self._histograms_due_ns)
             self._histograms_due_ns = step.monotonic_ns + int(self._config.histograms_every_seconds * 1e9)
-        if not self.written.rates:
-            self.written.rates = self._rates(step)
-        self.written.last_step = step.step
-        return self._event(summary, step.step, step.monotonic_ns)
+        return summary
 
     def _scalar(self, scalar: Scalar) -> bytes | None:
         tag = self._place_own(scalar.tag, "scalar", scalar.step)

@@ -57,24 +57,21 @@ def is_ours(tag: str, kind: str) -> bool:
     return is_step_tag(tag) or _OTHER_TAG.fullmatch(tag) is not None
 
 
-def add_step(summary: Summary, step: Step, groups: NameTable, optimizers: NameTable) -> None:
-    """What a step says of the whole model."""
+def points(step: Step, groups: NameTable, optimizers: NameTable) -> list[tuple[str, float]]:
+    """(tag, value) of what a step says of the whole model."""
     values = step.values
-    for field, tag in _SCALARS.items():
-        value = values.get(field)
-        if value is not None:
-            add_scalar(summary, tag, value)
+    found = [(tag, values[field]) for field, tag in _SCALARS.items() if field in values]
     if "loss_scale" in values:
-        add_scalar(summary, "amp/skipped", values.get("skipped", 0.0))
+        found.append(("amp/skipped", values.get("skipped", 0.0)))
     if len(step.losses) > 1:
-        for optimizer in sorted(step.losses):
-            add_scalar(summary, f"train/loss/{_name(optimizers, optimizer, 'optimizer')}", step.losses[optimizer])
+        found += [(f"train/loss/{_name(optimizers, index, 'optimizer')}", step.losses[index]) for index in sorted(step.losses)]
     number = 0  # groups are numbered through all optimizers
     for optimizer in sorted(step.groups):
         for learning_rate, _ in step.groups[optimizer]:
             if not math.isnan(learning_rate):
-                add_scalar(summary, f"train/lr/{_name(groups, number, 'group')}", learning_rate)
+                found.append((f"train/lr/{_name(groups, number, 'group')}", learning_rate))
             number += 1
+    return found
 
 
 def add_layers(summary: Summary, step: Step, tensors: NameTable) -> None:

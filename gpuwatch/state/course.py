@@ -11,7 +11,7 @@ STRETCHES = 80
 
 
 class Course(msgspec.Struct):
-    """Stretch i is the `stride` steps from `first_step + i * stride` on: sum and number of the finite values, number of others."""
+    """Stretch i: the `stride` steps from `first_step + i * stride` on. Of finite values the sum and the number."""
 
     first_step: int = 0
     stride: int = 1
