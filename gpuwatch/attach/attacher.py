@@ -280,6 +280,7 @@ _EXPLAINED = {
     "stepping": ("it was in the middle of torch's step hooks each time", "try again with --wait"),
     "inside": ("the hooks are not out yet", "run the command again"),
     "leaving": ("the hooks are not out yet", "run the command again"),
+    "refused": ("the kernel refuses it {}", "allow that in its sandbox (seccomp, systemd), or raise its limits"),
     "no_torch": ("torch is not loaded in it", "use --wait"),
     "failed": ("{}", "the job goes on without hooks; please report this"),
 }
@@ -290,4 +291,5 @@ def _told(answer: str, outcome: Outcome) -> Outcome:
     if word in GOOD_ANSWERS:
         return replace(outcome, answer=word)
     sentence, fix = _EXPLAINED.get(word, (answer, "please report this"))
-    return replace(outcome, answer="queued" if word == "queued" else "failed", sentence=sentence.format(rest), fix=fix)
+    answered = word if word in ("queued", "refused") else "failed"
+    return replace(outcome, answer=answered, sentence=sentence.format(rest), fix=fix)

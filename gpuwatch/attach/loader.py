@@ -76,6 +76,9 @@ def entered():
     sys.modules["gpuwatch_hooks"] = root
     try:
         _thread.start_new_thread(load, (root,))
+    except RuntimeError as error:
+        forget()
+        return "refused: another thread (%s)" % error
     except BaseException:
         forget()
         raise
@@ -119,7 +122,7 @@ def load(root):
         answer = settled(root, attached, ready)
     except BaseException as error:
         forget()
-        answer = "failed: %s: %s" % (type(error).__name__, error)
+        answer = getattr(error, "answer", None) or "failed: %s: %s" % (type(error).__name__, error)
     try:
         report(answer)
     except BaseException:

@@ -7,6 +7,7 @@ and touches nothing of the job's is done before, by `Prepared`, on the thread th
 import json
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -22,11 +23,20 @@ _LOOK_SECONDS = 0.2
 _watching = False
 
 
+class RefusedError(Exception):
+    """The kernel denies this process something without which it cannot be recorded."""
+
+    def __init__(self, what, error):
+        super().__init__(what)
+        self.answer = "refused: %s (%s)" % (what, error.strerror or error)
+
+
 class Prepared:
-    """What is made before the hooks go in: their session, a way to the daemon (or None), what it will begin with (or None)."""
+    """What is made before the hooks go in: their session, a way to the daemon (or None), what the first step needs."""
 
     def __init__(self, options, pause):
-        """On the thread that loads us; `pause()` lets the job run. Raises OSError where the promised way is not there."""
+        """On the thread that loads us; `pause()` lets the job run. Raises RefusedError, or OSError: no way is there."""
+        _see_what_is_allowed()
         self.door = doorway.opened(options["doorway"]) if options.get("doorway") else None
         self.session = session.renewed()
         self.run = options.get("run") or identity.run_name()
@@ -34,14 +44,21 @@ class Prepared:
 
     def close(self):
         """Not needed after all."""
-        if self.spare is not None:
-            self.spare.close()
+        self.spare.close()
         if self.door is not None:
             os.close(self.door)
 
 
+def _see_what_is_allowed():
+    """A filter of a container's or of systemd's may refuse what no training needs; nobody sees that once the hooks are in."""
+    try:
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).close()
+    except OSError as error:
+        raise RefusedError("a Unix socket", error) from None
+
+
 def _warmed(current, pause):
-    """A Spare, after kernels and encoders have run once: 6 ms that the first step would take longer."""
+    """A Spare, after kernels and encoders have run once: 6 ms that the first step would take longer. Raises RefusedError."""
     try:
         import torch
 
@@ -52,12 +69,15 @@ def _warmed(current, pause):
             with torch.no_grad():
                 measure(tensors)
             pause()
-        platform.python_version()
-        json.dumps({"t": identity.framework()})
-        pause()
+    except Exception:  # noqa: S110 - the first step will say what is wrong
+        pass
+    platform.python_version()
+    json.dumps({"t": identity.framework()})
+    pause()
+    try:
         return spare.Spare(current)
-    except Exception:
-        return None  # the first step will say what is wrong
+    except OSError as error:
+        raise RefusedError("a file in memory, which the records go through", error) from None
 
 
 def begin(options, prepared=None):
@@ -118,8 +138,7 @@ def stay(prepared, options):
     _watching = True
     try:
         _tell(options)
-        if prepared.spare is not None:
-            prepared.spare.wait(look, _LOOK_SECONDS)
+        prepared.spare.wait(look, _LOOK_SECONDS)
     except RuntimeError as error:
         current.cannot_begin(error)
     finally:

@@ -103,7 +103,10 @@ class Session:
 
     def cannot_begin(self, error):
         """There is no memory for a ring, or no thread to be had: the process goes on unrecorded, and is told."""
-        self.over = True
+        self.over = self.renewable = True
+        recorder, self.recorder = self.recorder, None
+        if recorder is not None:
+            self.guard.run("remove", recorder.remove)
         self.ledger.remove()
         if self.control is not None:
             self.control.abandon()

@@ -1,5 +1,6 @@
 """The real hooks in interpreters other than ours: every module loads from memory, and nothing stays where it cannot work."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,8 +16,12 @@ from tests.attach.test_injector import INTERPRETERS, interpreter
 from tests.running_daemon import RunningDaemon, wait_until
 
 pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
-#: A root file system (debootstrap's, a container image's) whose /usr/bin/python3 is a Python 3.14 with torch.
-ROOT_3_14 = os.environ.get("GPUWATCH_TEST_ROOT_3_14", "")
+#: Root file systems (debootstrap's, a container image's) whose /usr/bin/python3 is of this version, with torch.
+ROOTS = {version: os.environ.get(f"GPUWATCH_TEST_ROOT_{version.replace('.', '_')}", "") for version in ("3.13", "3.14")}
+#: Interpreters that have a torch of their own, for instance of virtual environments.
+WITH_TORCH = {
+    version: os.environ.get(f"GPUWATCH_TEST_TORCH_{version.replace('.', '_')}", "") for version in ("3.9", "3.10", "3.12")
+}
 
 
 @pytest.mark.parametrize("version", INTERPRETERS)
@@ -46,42 +51,35 @@ def test_every_module_of_the_hooks_loads(version, launch):
 
 
 @pytest.fixture
-def newest(tmp_path):
-    """trains.py under Python 3.14 in its own root, and a daemon whose socket lies in there: (process, daemon)."""
-    root = Path(ROOT_3_14)
-    if not ROOT_3_14 or os.geteuid() != 0:
-        pytest.skip("no Python 3.14 with torch: GPUWATCH_TEST_ROOT_3_14 names a root file system that has one (as root)")
-    folder = Path(root, "var/tmp", f"gpuwatch-test-{os.getpid()}")
-    folder.mkdir(mode=0o700)
-    shutil.copy(TARGETS / "trains.py", folder)
-    environ = {"PATH": "/usr/sbin:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    inside = "/" + str(folder.relative_to(root))
-    started = []
+def in_root(tmp_path):
+    """`in_root(version, *options)`: trains.py under that Python in its own root, and a daemon whose socket lies in there."""
+    with contextlib.ExitStack() as stack:
 
-    def start(*options):
-        call = ["chroot", str(root), "/usr/bin/python3", *options, f"{inside}/trains.py"]
-        process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
-        started.append(process)
-        assert process.stdout.readline() == "ready\n"
-        assert read_process(process.pid).python == (3, 14)
-        return process
+        def start(version, *options):
+            root = Path(ROOTS[version])
+            if not ROOTS[version] or os.geteuid() != 0:
+                name = f"GPUWATCH_TEST_ROOT_{version.replace('.', '_')}"
+                pytest.skip(f"no Python {version} with torch: {name} names a root file system that has one (as root)")
+            folder = Path(root, "var/tmp", f"gpuwatch-test-{os.getpid()}")
+            folder.mkdir(mode=0o700)
+            stack.callback(shutil.rmtree, folder)
+            shutil.copy(TARGETS / "trains.py", folder)
+            environ = {"PATH": "/usr/sbin:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+            inside = "/" + str(folder.relative_to(root))
+            call = ["chroot", str(root), "/usr/bin/python3", *options, f"{inside}/trains.py"]
+            process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+            stack.callback(process.communicate, timeout=10)
+            stack.callback(process.kill)
+            assert process.stdout.readline() == "ready\n"
+            assert ".".join(map(str, read_process(process.pid).python)) == version
+            return process, stack.enter_context(RunningDaemon(folder, logdir=str(tmp_path / "runs")))
 
-    try:
-        with RunningDaemon(folder, logdir=str(tmp_path / "runs")) as daemon:
-            yield start, daemon
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate(timeout=10)
-        shutil.rmtree(folder)
+        yield start
 
 
-@pytest.mark.parametrize("method", ["remote-debug", "ptrace"])
-def test_python_3_14_by_its_own_interface_and_by_ours(method, newest):
-    start, daemon = newest
-    target = start()
+def attach_and_detach_three_times(target, daemon, method="auto"):
     before = ask(target, "look")
-    options = {"told": None, "socket": str(daemon.socket), "run": "newest"}
+    options = {"told": None, "socket": str(daemon.socket), "run": "elsewhere"}
     for _ in range(3):
         outcome = attacher.apply(target.pid, "begin", options, method=method, timeout_seconds=30)
         assert outcome.answer == "installed", outcome
@@ -94,9 +92,25 @@ def test_python_3_14_by_its_own_interface_and_by_ours(method, newest):
     assert not children(target.pid)
 
 
-def test_python_3_14_whose_owner_said_no(newest):
-    start, daemon = newest
-    target = start("-X", "disable-remote-debug")
+@pytest.mark.parametrize("version", WITH_TORCH)
+def test_another_python_with_its_own_torch(version, launch, tmp_path):
+    if not WITH_TORCH[version]:
+        pytest.skip(f"no Python {version} with torch: GPUWATCH_TEST_TORCH_{version.replace('.', '_')} names one")
+    with RunningDaemon(tmp_path) as daemon:
+        attach_and_detach_three_times(launch("trains.py", "fp16", python=WITH_TORCH[version]), daemon)
+
+
+def test_python_3_13_with_its_own_torch(in_root):
+    attach_and_detach_three_times(*in_root("3.13"))
+
+
+@pytest.mark.parametrize("method", ["remote-debug", "ptrace"])
+def test_python_3_14_by_its_own_interface_and_by_ours(method, in_root):
+    attach_and_detach_three_times(*in_root("3.14"), method)
+
+
+def test_python_3_14_whose_owner_said_no(in_root):
+    target, daemon = in_root("3.14", "-X", "disable-remote-debug")
     outcome = attacher.apply(target.pid, "begin", {"told": None, "socket": str(daemon.socket)}, timeout_seconds=10)
     assert outcome.answer == "failed"
     assert "its owner said no" in outcome.sentence
