@@ -102,6 +102,7 @@ def test_an_explosion_is_seen_at_its_first_step_and_names_where_it_began(run: Ru
     finding = run.only("exploding_gradient")
     assert (finding.severity, finding.step) == ("critical", FAULT + 1)
     assert (finding.layer, finding.first_step) == ("block2.weight", FAULT)
+    assert ", first in block2.weight" in finding.summary
     assert finding.value == pytest.approx(500.0, rel=0.9)
 
 
@@ -191,6 +192,8 @@ def test_a_shift_of_the_loss_diverges_within_three_steps(run: Run) -> None:
     finding = run.only("loss_diverging")
     assert finding.step <= FAULT + 5
     assert finding.severity == "warning"
+    assert finding.threshold == 1.15
+    assert finding.value > finding.threshold
 
 
 def test_losing_everything_that_was_learned_is_critical() -> None:
@@ -210,7 +213,9 @@ def test_a_slow_drift_is_found_by_its_medians() -> None:
         simulation.advance({"loss": drift * math.exp(rng.gauss(0.0, 0.1))})
     (finding,) = simulation.of("loss_diverging")
     assert 1020 < finding.step < 1500
-    assert finding.first_step < finding.step
+    assert 990 < finding.first_step < finding.step
+    assert finding.threshold == pytest.approx(1.15)
+    assert finding.value > finding.threshold
     assert simulation.of("loss_spike") == []
 
 

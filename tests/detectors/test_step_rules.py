@@ -45,6 +45,7 @@ def test_a_layer_without_any_gradient_is_dead_and_may_come_alive_again() -> None
     assert (finding.layer, finding.value, finding.severity) == ("block.weight", 1.0, "warning")
     assert 145 <= finding.step <= 160
     assert 95 <= finding.first_step <= 106
+    assert "block.weight is zero in every entry" in finding.summary
     play(sim, 30, tables=gradients([0.1, 0.1, 0.2, 0.0]))
     assert finding.state == "closed"
 
@@ -64,6 +65,7 @@ def test_mostly_dead_is_dead_behind_the_first_matrix_and_experts_are_spared() ->
     sim = simulation()
     play(sim, 100, tables=gradients([0.1, 0.1, 0.95, 0.0]))
     assert only(sim, "dead_layer").value == pytest.approx(0.95)
+    assert "block.weight is zero in 95.0% of its entries" in only(sim, "dead_layer").summary
     sim = Simulation(["stem.weight", "experts.3.weight", "head.weight"])
     sim.rng = random.Random(0)
     play(sim, 200, tables=gradients([0.0, 1.0, 0.0]))
