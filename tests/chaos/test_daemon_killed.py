@@ -67,7 +67,7 @@ def test_twin_without_the_journal_position_records_come_twice(tmp_path, start_tr
     trainer = None
     for _ in range(2):
         daemon = RunningDaemon(tmp_path, code=careless)
-        trainer = trainer or start_trainer(300, 200)
+        trainer = trainer or start_trainer(1200, 200)  # longer than two daemons take to start on a busy machine
         before = _journaled(daemon)
         wait_until(lambda: _journaled(daemon) > before + 20)  # noqa: B023
         daemon.kill()
