@@ -8,8 +8,8 @@ import pytest
 from gpuwatch.intake import glances
 from gpuwatch.intake.pace import Pace
 
-SLOTS = 512
-USUAL_SECONDS = 0.5
+SLOTS = 1024
+USUAL_SECONDS = 1.0
 
 
 class Loop:
@@ -69,14 +69,14 @@ def test_without_glances_it_would():
     assert lost_by_runs_that_are_suddenly_fast(without_glances, 3000.0) > 10_000
 
 
-def test_a_slow_run_costs_two_looks_and_eleven_glances_a_second():
+def test_a_slow_run_costs_a_look_and_six_glances_a_second():
     loop = Loop()
     loop.records_per_second = 2.0
     loop.run(120.0)  # until its pace is known
     loop.looks = loop.wakes = 0
     loop.run(10.0)
-    assert loop.looks in (20, 21)
-    assert loop.wakes <= 140
+    assert loop.looks in (10, 11)
+    assert loop.wakes <= 77
 
 
 def test_a_ring_of_few_slots_is_not_stared_at_and_a_large_one_needs_fewer_glances():
@@ -87,7 +87,7 @@ def test_a_ring_of_few_slots_is_not_stared_at_and_a_large_one_needs_fewer_glance
         loop.wakes = 0
         loop.run(10.0)
         wakes[slots] = loop.wakes
-    assert wakes[8] <= 210  # 20 a second
+    assert wakes[8] <= 225  # 20 a second, and the looks
     assert wakes[4080] <= 21  # 2 a second
 
 
@@ -100,12 +100,12 @@ def test_whoever_has_something_to_say_is_heard_at_once_and_without_rings_there_i
 
     glances.wait(dispatch, Loop().sessions, 0.5)
     glances.wait(dispatch, [], 0.5)
-    assert waits == [pytest.approx(0.0768), 0.5]
+    assert waits == [pytest.approx(0.1536), 0.5]
 
 
 def test_a_head_that_went_backwards_is_no_reason_to_look():
     loop = Loop()
     loop.reader.waiting = -(1 << 60)
     waits = []
-    glances.wait(waits.append, loop.sessions, 0.3, lambda: sum(waits))
+    glances.wait(waits.append, loop.sessions, 0.6, lambda: sum(waits))
     assert len(waits) == 4

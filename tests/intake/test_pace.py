@@ -73,3 +73,24 @@ def test_a_head_that_goes_backwards_does_no_harm():
         ring.look(1, number * 100_000_000)
     ring.look(-(1 << 60), 10_000_000_000)
     assert ring.period_seconds(USUAL_SECONDS) == USUAL_SECONDS
+
+
+@pytest.mark.parametrize(("shortest_ns", "looks_a_second"), [(pace.SHORTEST_NS, 2), (0, 7.8125)])
+def test_two_looks_in_a_row_are_no_pace(monkeypatch, shortest_ns, looks_a_second):
+    """A record came while the one before it was read: one in a millisecond. The twin takes that for a thousand a second."""
+    monkeypatch.setattr(pace, "SHORTEST_NS", shortest_ns)
+    ring = Pace(SLOTS, 0)
+    now_ns = 0
+    for _ in range(1000):
+        now_ns += 100_000_000
+        ring.look(3, now_ns)
+        ring.look(1, now_ns + 1_000_000)
+    assert ring.period_seconds(USUAL_SECONDS) == pytest.approx(1 / looks_a_second)
+
+
+def test_a_burst_that_matters_is_a_pace_at_once():
+    ring = Pace(SLOTS, 0)
+    ring.look(1, 0)
+    for now_ns in range(20_000_000, 240_000_000, 20_000_000):
+        ring.look(100, now_ns)  # 5,000 a second
+    assert ring.period_seconds(USUAL_SECONDS) < 0.06
