@@ -305,6 +305,18 @@ def test_hook_overhead(share: float, severity: str) -> None:
     assert [finding.severity for finding in simulation.of("hook_overhead")] == ([severity] if severity else [])
 
 
+def test_hook_overhead_that_wavers_about_its_threshold_is_one_finding() -> None:
+    simulation = Simulation()
+    for step in range(3000):
+        share = 0.05 * (1.0 + 0.1 * math.sin(step / 80))
+        simulation.advance({"step_seconds": 0.01, "hook_seconds": 0.01 * share})
+    (found,) = simulation.of("hook_overhead")
+    assert found.state == "active"
+    for _ in range(1000):
+        simulation.advance({"step_seconds": 0.01, "hook_seconds": 0.0001})
+    assert found.state == "closed"
+
+
 def test_records_that_were_overwritten(run: Run) -> None:
     run.play(5)
     run.simulation.run.counters.add_dropped("overwritten", 7)
