@@ -3,7 +3,7 @@
 ## What it means
 
 The hooks write into a ring of fixed size and never wait. When the daemon was away, stopped or too slow for longer than the
-ring lasts (512 records by default), the oldest records were overwritten. Training was not affected; the recorded curves have
+ring lasts (1,024 records by default), the oldest records were overwritten. Training was not affected; the recorded curves have
 a gap, and `gpuwatch_train_records_dropped_total{reason="overwritten"}` says how many records it is.
 
 ## The test
