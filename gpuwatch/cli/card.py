@@ -192,6 +192,10 @@ def _hooks(rank: Recorded, values: dict[str, float]) -> str:
     if 0 < level < len(wire.THINNING):
         parts.append(f"thinned: {', '.join(wire.THINNING[1 : level + 1])}")
     lost = {reason: count for reason, count in counters.dropped.items() if count}
+    prefix = "outbox_dropped_"  # what the hooks' own queue for logged data had to drop: they tell it as facts
+    for name, count in rank.summary.facts.items():
+        if name.startswith(prefix) and isinstance(count, int) and count:
+            lost[name.removeprefix(prefix)] = count
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
     parts.append(f"{counters.records:,} records, " + (f"dropped: {dropped}" if lost else "none dropped"))
     if kernel := rank.summary.facts.get("kernel"):

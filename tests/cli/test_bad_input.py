@@ -112,7 +112,7 @@ gpuwatch.log("x" * 5000, 1.0, 1)
 """
 
 
-def test_ten_thousand_tags_and_tags_that_are_no_names(tmp_path, environ):
+def test_ten_thousand_tags_and_tags_that_are_no_names(gpuwatch, tmp_path, environ):
     with RunningDaemon(tmp_path) as daemon:
         there = {**environ, "GPUWATCH": "1", "GPUWATCH_SOCKET": str(daemon.socket), "GPUWATCH_RUN": "tags"}
         result = subprocess.run(
@@ -125,6 +125,8 @@ def test_ten_thousand_tags_and_tags_that_are_no_names(tmp_path, environ):
     assert all(name.isprintable() and len(name) <= 256 for name in known.scalars)
     lost = sum(known.counters.dropped.values()) + known.facts["outbox_dropped"]
     assert len(known.scalars) + lost >= 10_000
+    said = gpuwatch("status", "tags", "--logdir", daemon.logdir).stdout
+    assert f"{known.facts['outbox_dropped_scalars_waiting']:,} scalars_waiting" in said
 
 
 def test_a_process_whose_name_is_cut_inside_a_letter(gpuwatch, recorder):
