@@ -65,7 +65,13 @@ def kernel(logdir: Path) -> Result:  # noqa: ARG001
     command = [sys.executable, "-P", "-m", "gpuwatch_hooks.kernels.outlook"]
     try:
         answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_KERNEL_SECONDS, stdin=subprocess.DEVNULL, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_KERNEL_SECONDS,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
         found = json.loads(answer.stdout)
     except subprocess.TimeoutExpired:

@@ -35,7 +35,7 @@ def candidates():
 def _loaded():
     """The library that the process has loaded already, if it has one: surely of the right version."""
     try:
-        with open("/proc/self/maps") as maps:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             paths = [line.split(None, 5)[5].strip() for line in maps if "libnvrtc" in line]
     except (OSError, IndexError):
         return []
