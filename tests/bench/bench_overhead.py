@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "hooks"))
 import torch
 from torch import nn
 
-from tests.bench import gpu_jobs
+from tests.bench.gpu_overhead import on_a_gpu
 from tests.bench.harness import Bench
 from tests.bench.hooked import HookedSession
 
@@ -127,42 +127,6 @@ def quartiles(ratios):
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
-def on_a_gpu(bench):
-    """Blocks of plain and observed steps in turn, for each job and observer."""
-    for name, make, limit, steps in gpu_jobs.jobs():
-        job, block = make(), max(4, steps // 5) if bench.quick else steps
-        sets = {"everything at every step": Hooks(1.0), "within the default budget": Hooks(0.01)}
-        job.seconds(10)
-        runs = {"plain, twice": lambda job, count: job.seconds(count)}
-        host = {}
-        for kind, hooks in sets.items():
-            found = host[kind] = hooks.host_microseconds()
-            hooks.run(job, 64)  # the kernel is there after this, and the governor's plan
-            found.clear()
-            runs["gpuwatch, " + kind] = hooks.run
-        rows, ours = [], len(runs)
-        for place, (observer, run) in enumerate({**runs, **gpu_jobs.peers()}.items()):
-            rounds = (12 if place < ours else 5) // (2 if bench.quick else 1)
-            ratios = [run(job, block) / job.seconds(block) for _ in range(rounds)]
-            rows.append((observer, quartiles(ratios), rounds))
-            if observer.startswith("gpuwatch"):
-                what = f"step with hooks over plain step, {name}, {observer.partition(', ')[2]}"
-                bench.number(what, statistics.median(ratios), "ratio", at_most=limit)
-        facts = {}
-        for kind, hooks in sets.items():
-            most = 150 if "budget" in kind else None  # an update ratio at every step is a hundred launches
-            bench.number(f"host time of the hooks a step, {name}, {kind}", statistics.median(host[kind]), "us", at_most=most)
-            assert not hooks.session.faults, hooks.session.faults
-            facts = {key: value for told in hooks.session.told for key, value in told.items() if key.startswith("kernel")}
-            hooks.session.close()
-        tensors = len(list(job.model.parameters()))
-        plain = f"plain step {1000 * job.seconds(block) / block:.1f} ms, blocks of {block} steps"
-        title = f"{torch.cuda.get_device_name()}: {name}, {tensors} tensors, {plain}; {facts}"
-        bench.table(title, ("observer", "wall time, median and quartiles", "rounds"), rows)
-        del job, sets, runs
-        torch.cuda.empty_cache()
-
-
 def main():
     bench = Bench(
         "overhead",
@@ -176,7 +140,7 @@ def main():
     if bench.options.device != "cuda":
         on_the_cpu(bench)
     if bench.options.device != "cpu" and torch.cuda.is_available():
-        on_a_gpu(bench)
+        on_a_gpu(bench, Hooks, quartiles)
     return bench.finish()
 
 

@@ -10,6 +10,8 @@ import time
 import torch
 from torch import nn
 
+from tests.gpu.pretended import smaller
+
 
 class Gpt2(nn.Module):
     """GPT-2 of 124 M parameters in 148 tensors, written out so that nothing but torch is needed."""
@@ -79,25 +81,27 @@ def jobs():
 
 
 def _gpt2():
-    tokens = torch.randint(0, 50257, (16, 512), device="cuda")
+    tokens = torch.randint(0, smaller(50257, 50), smaller((16, 512), (2, 8)), device="cuda")
 
     def loss(model):
         return nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
 
-    return Job(Gpt2().cuda(), loss)
+    return Job(Gpt2(**smaller({}, {"layers": 1, "width": 16, "heads": 2, "words": 50, "positions": 8})).cuda(), loss)
 
 
 def _resnet():
     from torchvision.models import resnet50
 
     torch.backends.cudnn.benchmark = True
-    images, classes = torch.randn(64, 3, 224, 224, device="cuda"), torch.randint(0, 1000, (64,), device="cuda")
+    size = smaller(64, 1)
+    images, classes = torch.randn(size, 3, 224, 224, device="cuda"), torch.randint(0, 1000, (size,), device="cuda")
     return Job(resnet50().cuda(), lambda model: nn.functional.cross_entropy(model(images), classes))
 
 
 def _mlp():
-    inputs = torch.randn(64, 512, device="cuda")
-    layers = [nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512)]
+    width = smaller(512, 16)
+    inputs = torch.randn(64, width, device="cuda")
+    layers = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
     return Job(nn.Sequential(*layers).cuda(), lambda model: model(inputs).square().mean(), autocast=False)
 
 

@@ -16,10 +16,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
+import traceback
 from pathlib import Path
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,7 +51,16 @@ class Bench:
         kept = (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
         limit = {"at_most": at_most, "at_least": at_least}
         self.numbers.append({"what": what, "value": value, "unit": unit, "kept": kept, "note": note, **limit})
+        self._write()
         return kept
+
+    def failed(self, what, error):
+        """Something could not be measured: that is a number that missed its limit, and the others go on."""
+        traceback.print_exception(error)
+        reason = f"{type(error).__name__}: {error}"[:200]
+        none = {"value": math.nan, "unit": reason, "kept": False, "note": "", "at_most": None, "at_least": None}
+        self.numbers.append({"what": what, **none})
+        self._write()
 
     def table(self, title, columns, rows):
         """A table beside the numbers, for instance two programs side by side: `rows` of as many cells as `columns`."""
@@ -63,14 +74,18 @@ class Bench:
         if self.numbers:
             rows = [(n["what"], n["value"], n["unit"], _limit(n), n["note"]) for n in self.numbers]
             print(markdown(("measured", "value", "unit", "limit", "note"), rows) + "\n")
-        if self.options.json:
-            document = {"bench": self.name, "title": self.title, "quick": self.quick, "machine": self.machine}
-            document |= {"numbers": self.numbers, "tables": self.tables}
-            self.options.json.write_text(json.dumps(document, indent=2) + "\n")
+        self._write()
         missed = [n["what"] for n in self.numbers if not n["kept"]]
         if missed:
             print(f"missed: {', '.join(missed)}")
         return 1 if missed and self.options.check else 0
+
+    def _write(self):
+        """After each number: one that is stopped has left what it had until then."""
+        if self.options.json:
+            document = {"bench": self.name, "title": self.title, "quick": self.quick, "machine": self.machine}
+            document |= {"numbers": self.numbers, "tables": self.tables}
+            self.options.json.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def machine(packages=()):

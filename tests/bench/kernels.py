@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "hooks"))
 
 import torch
-from gpuwatch_hooks.kernels import cpu, fused, nvrtc
+from gpuwatch_hooks.kernels import cpu, nvrtc, triton_kernel
 
 from tests.bench.harness import Bench
+from tests.gpu import pretended
 
 BLOCK = [(768, 256), (768,), (256, 256), (256,), (1024, 256), (1024,), (256, 1024), (256,), (256,), (256,), (256,), (256,)]
 CPU_SHAPES = [(2000, 256), *BLOCK * 12, (2000, 256), (2000,)]  # 147 tensors, 10.5 M entries
@@ -30,8 +31,8 @@ def gpt2_shapes(layers, width, words=50257, positions=1024):
 
 
 def random(shapes, device, dtype=torch.float32, zeros=False):
-    generator = torch.Generator(device=device).manual_seed(0)
-    tensors = [torch.randn(shape, generator=generator, device=device).mul_(1e-3) for shape in shapes]
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, device=device).mul_(1e-3) for shape in shapes]
     return [(tensor.relu_() if zeros else tensor).to(dtype) for tensor in tensors]
 
 
@@ -100,15 +101,32 @@ def gpu_milliseconds(function, rounds):
 def bytes_a_millisecond(rounds):
     """How fast this device reads: a sum over 4 GiB, or over what fits."""
     free, _ = torch.cuda.mem_get_info()
-    source = torch.empty(min(1 << 30, free // 8), dtype=torch.float32, device="cuda").uniform_()
+    source = torch.empty(min(pretended.smaller(1 << 30, 1 << 16), free // 8), dtype=torch.float32, device="cuda").uniform_()
     return 4 * source.numel() / gpu_milliseconds(source.sum, rounds)[0]
 
 
-def observers(tensors, kernel):
-    """What is compared, by name."""
-    return {
-        "gpuwatch, all statistics": lambda: kernel.measure(tensors),
-        "gpuwatch, with 64-bucket histograms": lambda: kernel.measure(tensors, histograms=True),
+def kernels(bench):
+    """{name: Fused} of the fused kernels that can be had here; why another cannot is said."""
+    found = {}
+    for name, module in (("NVRTC", nvrtc), ("Triton", triton_kernel)):
+        try:
+            found[name] = module.load(torch.cuda.current_device())
+        except Exception as error:
+            if name == "NVRTC":
+                bench.failed("the fused kernel by NVRTC", error)
+            else:
+                print(f"left out: the kernel by {name} ({error})", file=sys.stderr)
+    return found
+
+
+def observers(tensors, fused):
+    """What is compared, by name; ours first."""
+    ours = {}
+    for name, kernel in fused.items():
+        ours[f"gpuwatch by {name}, all statistics"] = lambda kernel=kernel: kernel.measure(tensors)
+        ours[f"gpuwatch by {name}, with 64-bucket histograms"] = lambda kernel=kernel: kernel.measure(tensors, histograms=True)
+        ours[f"gpuwatch by {name}, update ratio of every 31st entry"] = lambda kernel=kernel: moved(kernel, tensors)
+    return ours | {
         "torch._foreach_norm": lambda: torch._foreach_norm(tensors),
         "foreach L2 and Linf": lambda: (torch._foreach_norm(tensors), torch._foreach_norm(tensors, float("inf"))),
         "abs().mean().item() of each": lambda: [tensor.abs().mean().item() for tensor in tensors],
@@ -116,40 +134,56 @@ def observers(tensors, kernel):
     }
 
 
-LIMITS = {  # what the kernel may take over one read: without and with histograms
+def moved(kernel, tensors):
+    strides = [31 if tensor.numel() > 4096 else 1 for tensor in tensors]
+    return kernel.followed.compare(kernel.followed.keep(tensors, strides), tensors)
+
+
+LIMITS = {  # what the kernel by NVRTC may take over one read: without and with histograms
     "124 M fp32": (1.4, 1.5),
     "1.5 B bf16": (1.1, 1.35),
 }
 
 
 def on_a_gpu(bench):
-    rounds = 10 if bench.quick else 30
-    kernel = nvrtc.load(torch.cuda.current_device())
+    rounds = pretended.smaller(10 if bench.quick else 30, 1)
+    fused = kernels(bench)
     speed = bytes_a_millisecond(rounds)
+    small, large = pretended.smaller(((12, 768), (48, 1600)), ((1, 8, 50, 10), (2, 8, 50, 10)))
+    cases = [("124 M fp32", gpt2_shapes(*small), torch.float32), ("124 M bf16", gpt2_shapes(*small), torch.bfloat16)]
+    cases += [("1.5 B bf16", gpt2_shapes(*large), torch.bfloat16)]
     rows = []
-    cases = [("124 M fp32", gpt2_shapes(12, 768), torch.float32), ("124 M bf16", gpt2_shapes(12, 768), torch.bfloat16)]
-    cases += [("1.5 B bf16", gpt2_shapes(48, 1600), torch.bfloat16)]
     for label, shapes, dtype in cases:
-        size = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
-        if size * 3 > torch.cuda.mem_get_info()[0]:
-            print(f"left out: {label} does not fit", file=sys.stderr)
-            continue
-        tensors = random(shapes, "cuda", dtype)
-        floor = size / speed
-        rows.append((label, "one read", floor, 0.0, 1.0))
-        for place, (name, function) in enumerate(observers(tensors, kernel).items()):
-            device, host = gpu_milliseconds(function, rounds if place < 4 else 5)
-            rows.append((label, name, device, host, device / floor))
-            if place < 2:
-                limit = LIMITS.get(label, (None, None))[place]
-                bench.number(f"{name}, {label}, over one read", device / floor, "x", at_most=limit)
-                if label == "124 M fp32":
-                    bench.number(f"{name}, {label}, host", 1000 * host, "us", at_most=150, note="same addresses")
-        del tensors
+        try:
+            rows += measured_case(bench, label, shapes, dtype, fused, speed, rounds)
+        except Exception as error:
+            bench.failed(f"kernels, {label}", error)
         torch.cuda.empty_cache()
-    title = f"{torch.cuda.get_device_name()}, reads {speed / 1e9:.2f} TB/s, {kernel.facts['kernel_target']} (medians)"
+    target = next((kernel.facts["kernel_target"] for kernel in fused.values()), "no kernel")
+    title = f"{torch.cuda.get_device_name()}, reads {speed / 1e9:.2f} TB/s, {target} (medians)"
     bench.table(title, ("gradients", "what", "GPU ms", "host ms", "x one read"), rows)
-    assert isinstance(kernel, fused.Fused)
+
+
+def measured_case(bench, label, shapes, dtype, fused, speed, rounds):
+    """Rows of the table for tensors of these shapes."""
+    size = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
+    if size * 3 > torch.cuda.mem_get_info()[0]:
+        print(f"left out: {label} does not fit", file=sys.stderr)
+        return []
+    tensors = random(shapes, "cuda", dtype)
+    floor = size / speed
+    rows = [(label, "one read", floor, 0.0, 1.0)]
+    for name, function in observers(tensors, fused).items():
+        device, host = gpu_milliseconds(function, min(rounds, 5) if "of each" in name else rounds)
+        rows.append((label, name, device, host, device / floor))
+        if name.startswith("gpuwatch"):
+            limits = LIMITS.get(label, (None, None)) if "NVRTC" in name else (None, None)
+            limit = limits[0] if "all statistics" in name else limits[1] if "histograms" in name else None
+            bench.number(f"{name}, {label}, over one read", device / floor, "x", at_most=limit)
+            if label == "124 M fp32":
+                most = 150 if "update" not in name else None
+                bench.number(f"{name}, {label}, host", 1000 * host, "us", at_most=most, note="same addresses")
+    return rows
 
 
 def main():

@@ -27,9 +27,9 @@ def absent() -> bool:
     return importlib.util.find_spec("triton") is None
 
 
-_why_not = "Triton is not installed" if absent() else ""
+_why_not = "no Triton: it comes with torch for CUDA" if absent() else ""
 if torch.cuda.is_available():  # tests/gpu run the real thing there, and a process that has interpreted can no longer compile
-    _why_not = "there is a device"
+    _why_not = "there is a CUDA device"
 needed = pytest.mark.skipif(bool(_why_not), reason=_why_not)
 
 

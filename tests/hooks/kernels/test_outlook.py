@@ -64,7 +64,7 @@ def test_foreach_last_with_every_reason(machine):
     assert outlook.choose("H100", 90, "foreach")["kernel"] == "foreach"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_here():
     ran = [sys.executable, "-m", "gpuwatch_hooks.kernels.outlook"]
     found = json.loads(subprocess.run(ran, capture_output=True, check=True, timeout=120).stdout)
