@@ -20,7 +20,6 @@ import msgspec
 from gpuwatch import allowed_values
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
-Ratio = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
