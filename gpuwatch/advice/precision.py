@@ -112,7 +112,8 @@ def _in_use(subject: Subject, evidence: list[str]) -> Station:
     scales = past.values("loss_scale")
     if len(scales):
         evidence.append(f"Loss scale {scales[-1]:g} at the end, {skipped:,} of {len(past.steps):,} updates skipped.")
-    if found := half_range(past):
+    found = half_range(past) if len(scales) else None
+    if found is not None:
         best = found.recommended_power
         evidence.append(f"The last gradients want a loss scale of {1 << best:,}, at which fp16 loses {found.lost[best]:.2%}.")
         losing = found.first_to_underflow(of_scale(scales[-1]) if len(scales) else 0)[:_NAMED_LAYERS]

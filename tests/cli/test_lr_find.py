@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LOOP = Path(__file__).resolve().parents[1] / "hooks" / "lr_loop.py"
@@ -39,3 +40,23 @@ def test_impossible_rates(gpuwatch, tmp_path):
     ran = gpuwatch("lr-find", "--min", "1", "--max", "0.1", "--", "python", LOOP)
     assert ran.returncode == 2
     assert "--min 1 is not below --max 0.1" in ran.stderr
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "writable"])
+def test_no_picture_is_no_failure(gpuwatch, environ, tmp_path, missing):
+    target = tmp_path / "curve.png"
+    if missing == "matplotlib":  # hidden from the command's interpreter, and from the job's, which needs none
+        hidden = tmp_path / "hidden" / "matplotlib"
+        hidden.mkdir(parents=True)
+        (hidden / "__init__.py").write_text("raise ImportError('hidden')")
+        environ["PYTHONPATH"] = f"{hidden.parent}:{environ['PYTHONPATH']}"
+        why = "none: matplotlib is not installed here"
+    else:
+        target = Path("/proc/curve.png")  # for root too
+        why = f"none: {target} cannot be written"
+    ramp = ("--steps", "20", "--name", "found", "--logdir", tmp_path / "runs", "-o", target)
+    ran = gpuwatch("lr-find", *ramp, "--", sys.executable, LOOP, "plain", "--batches", "60", env=environ)
+    assert ran.returncode == 0, ran.stderr
+    assert why in ran.stdout
+    assert "suggestion" in ran.stdout
+    assert "Traceback" not in ran.stderr

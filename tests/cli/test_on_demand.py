@@ -17,6 +17,11 @@ def test_traces_snapshots_and_stacks_of_a_running_job(gpuwatch, job, tmp_path):
     again = gpuwatch("trace", job, "--steps", "1", "-o", "again.json")
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again.json").read_text())["traceEvents"]
+    advice = gpuwatch("advise", "digits", "--trace", "--json", "--logdir", "runs")
+    assert advice.returncode == 0, advice.stderr
+    told = " ".join(json.loads(advice.stdout)[1]["evidence"])
+    assert "Matrix products and convolutions take" in told
+    assert "torch's profiler, on the CPU, 3 steps" in told
 
     snapshot = gpuwatch("snapshot", "digits", "--logdir", "runs")
     assert snapshot.returncode == 1
@@ -41,3 +46,5 @@ def test_a_run_that_has_ended_cannot_be_traced(gpuwatch, recorder):
     ended = gpuwatch("trace", "over", "--logdir", recorder.logdir)
     assert ended.returncode == 1
     assert "over has ended" in ended.stderr
+    advice = gpuwatch("advise", "over", "--trace", "--logdir", recorder.logdir)
+    assert (advice.returncode, "over has ended" in advice.stderr) == (1, True)

@@ -93,6 +93,7 @@ class LiveProbe:
     def remove(self):
         """Everything of the job's is as the job has it, from the end of a step that is under way. From any thread."""
         self._holding = False
+        self._recorder.by_name["autocast"].probed = False
         release, self._release = self._release, None
         if release is not None:
             release()
@@ -169,6 +170,7 @@ class LiveProbe:
         variant = None if block is None else self._plan.variants[self._plan.order[block]]
         foreign = variant is not None and variant != self._own
         self._switch.set(variant if foreign else None)
+        self._recorder.by_name["autocast"].probed = foreign
         if self._dropping is not None:
             self._dropping.on = foreign
         if block is not None:

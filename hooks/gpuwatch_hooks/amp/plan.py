@@ -66,7 +66,7 @@ class Plan:
 
         An update is the same in every precision, since weights and gradients are float32 in all of them. Where dropped steps
         take none, the median of those that were taken stands for it in all blocks: without it a ResNet's Adam on a CPU made
-        1.26x of two separate runs look like 1.85x.
+        1.26x of two separate runs look like 1.85x (a busy machine).
         """
         update = median(self._updates) if self._updates else 0.0
         blocks = [took for index, took in zip(self.order, self._seconds) if index == variant]

@@ -14,6 +14,7 @@ class AutocastProbe:
 
     def install(self, recorder):
         self._recorder = recorder
+        self.probed = False  # the AMP probe computes this step in another precision than the job's own
         self._told, self._tellings = None, 0
         self._computed = None  # (index of autocast's type, that of the weights) of the last step
         self._open = []  # dtype name of each open region, None where it is disabled
@@ -22,14 +23,14 @@ class AutocastProbe:
 
         ledger = recorder.session.ledger
         entered, left = recorder.hook(self.name, self._entered), recorder.hook(self.name, self._left)
-        ledger.wrap(autocast, "__enter__", lambda original: self._entering(original, entered))
-        ledger.wrap(autocast, "__exit__", lambda original: self._leaving(original, left))
+        ledger.wrap(autocast, "__enter__", lambda original: _entering(original, entered))
+        ledger.wrap(autocast, "__exit__", lambda original: _leaving(original, left, self._open))
 
     def after(self, part):
         part.fields["autocast_dtype"] = float(self._dtype)
         parameters = part.entry.parameters
         computed = (self._dtype, parameters[0].dtype if parameters else None)
-        if computed != self._computed:
+        if computed != self._computed and not self.probed:
             self._computed = computed
             self._tell(_precision(*computed))
         self._dtype = self._index() if self._open else 0
@@ -42,6 +43,8 @@ class AutocastProbe:
 
     def _entered(self, region):
         enabled = getattr(region, "_enabled", False)
+        if not enabled and not self._open:
+            return  # one that is switched off changes nothing by itself
         self._open.append(str(getattr(region, "fast_dtype", "")).rpartition(".")[2] if enabled else None)
         self._changed()
 
@@ -60,22 +63,23 @@ class AutocastProbe:
         name = self._open[-1] if self._open else None
         return wire.AUTOCAST_DTYPES.index(name) if name in wire.AUTOCAST_DTYPES else 0
 
-    def _entering(self, original, entered):
-        def entering(region, *args, **kwargs):
-            result = original(region, *args, **kwargs)
-            if self._open or getattr(region, "_enabled", True):  # one that is switched off changes nothing by itself
-                entered(region)
-            return result
 
-        return entering
+def _entering(original, entered):
+    def entering(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        entered(self)
+        return result
 
-    def _leaving(self, original, left):
-        def leaving(*args, **kwargs):
-            if self._open:
-                left()
-            return original(*args, **kwargs)
+    return entering
 
-        return leaving
+
+def _leaving(original, left, regions):
+    def leaving(*args, **kwargs):
+        if regions:
+            left()
+        return original(*args, **kwargs)
+
+    return leaving
 
 
 _SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}

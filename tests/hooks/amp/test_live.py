@@ -45,6 +45,7 @@ def test_a_float32_job_goes_on_as_if_the_dropped_batches_had_not_been_there(tmp_
     assert facts["amp_variant"] == "bfloat16"
     assert facts["amp_probe_dropped_batches"] == len(dropped_batches()) == ROUNDS * (BLOCK + 2)
     assert facts["amp_speedup_low"] <= facts["amp_speedup_ratio"] <= facts["amp_speedup_high"]
+    assert facts["precision"] == "fp32", "the job's own, not the probe's"
     plain, _, _ = job(tmp_path, kind, "--without", ",".join(map(str, dropped_batches())))
     assert plain == {number: line for number, line in probed.items() if number in plain}
     assert len(plain) == BATCHES - len(dropped_batches())
