@@ -127,6 +127,33 @@ def quartiles(ratios):
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
+def on_the_demo(bench):
+    """A step so short that only the fixed cost counts: is it small, and do the hooks tell the truth about it?"""
+    from tests.bench.demo_job import DemoJob  # the demo's data are scikit-learn's, which a machine with a GPU may lack
+
+    torch.set_num_threads(1)
+    job, hooks = DemoJob(), Hooks(0.01)
+    job.seconds(50)
+    hooks.run(job, 300)  # until the plan stands
+    own = hooks.host_microseconds()
+    rounds, block = (12, 30) if bench.quick else (60, 40)
+    rows = []
+    for name, run in (("plain, twice", lambda job, count: job.seconds(count)), ("gpuwatch, budget 1 %", hooks.run)):
+        wall, processor = compare(job, run, rounds, block)
+        rows.append((name, quartiles(wall), quartiles(processor), rounds))
+    plain_us = 1e6 * job.seconds(4 * block)[1] / (4 * block)
+    title = f"the demo: {len(list(job.model.parameters()))} tensors, plain step {plain_us / 1000:.1f} ms, 1 thread, "
+    title += f"blocks of {block} steps; median and quartiles of observed over plain"
+    bench.table(title, ("observer", "wall time", "processor time", "rounds"), rows)
+    assert not hooks.session.faults, hooks.session.faults
+    share, governor = statistics.median(own) / plain_us, hooks.session.recorder.governor
+    bench.number("demo: processor time over plain, median", statistics.median(processor), "ratio", at_most=1.06)
+    bench.number("demo: the hooks' own measure, median of a step", statistics.median(own), "us", note=governor.describe(1))
+    bench.number("demo: the same over a plain step", share, "ratio")
+    unseen = statistics.median(processor) - 1.0 - share
+    bench.number("demo: what the hooks do not see of it", unseen, "ratio", note="calls to wrappers, caches refilled")
+
+
 def main():
     bench = Bench(
         "overhead",
@@ -134,11 +161,14 @@ def main():
         options={
             "--threads": {"type": int, "default": 1},
             "--batch": {"type": int, "default": 2},
+            "--demo": {"action": "store_true", "help": "the demo's loop alone"},
             "--device": {"choices": ["cpu", "cuda", "both"], "default": "both"},
         },
     )
     if bench.options.device != "cuda":
-        on_the_cpu(bench)
+        on_the_demo(bench)
+        if not bench.options.demo:
+            on_the_cpu(bench)
     if bench.options.device != "cpu" and torch.cuda.is_available():
         on_a_gpu(bench, Hooks, quartiles)
     return bench.finish()

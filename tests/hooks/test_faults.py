@@ -16,7 +16,7 @@ from gpuwatch_hooks import notices, session
 STEPS = 3
 
 #: Code that runs on the training thread outside the boundary because it is the boundary, or has one of its own.
-BOUNDARY = {"guard.Guard.wrap.hook", "guard.Guard.run", "post_import.Waiter.find_spec"}
+BOUNDARY = {"guard.Guard.wrap.hook", "guard.Guard.metered.hook", "guard.Guard.run", "post_import.Waiter.find_spec"}
 
 
 class InjectedError(Exception):

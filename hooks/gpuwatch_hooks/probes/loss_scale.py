@@ -130,8 +130,8 @@ class LossScaleProbe:
         for kind in type(scaler).__mro__:  # a subclass that was imported after the hooks came
             if kind not in self._wrapped and hasattr(kind, "unscale_"):
                 self._wrap(kind)
-        if self._stepping is not None:
-            return None  # the call of a subclass to its base
+        if not getattr(scaler, "_enabled", False) or self._stepping is not None:
+            return None  # off, or the call of a subclass to its base
         entry = self._recorder.roster.find(optimizer)
         self._stepping = (optimizer, scaler)
         self._recorder.clock.enter("optimizer", _now())
@@ -161,8 +161,7 @@ def _scaler_class():
 def _marking(original, mark):
     def scale(self, *args, **kwargs):
         scaled = original(self, *args, **kwargs)
-        if getattr(self, "_enabled", True):
-            mark(self, scaled)
+        mark(self, scaled)
         return scaled
 
     return scale
@@ -170,7 +169,7 @@ def _marking(original, mark):
 
 def _stepped(original, begin, end):
     def step(self, optimizer, *args, **kwargs):
-        token = begin(self, optimizer) if getattr(self, "_enabled", False) else None
+        token = begin(self, optimizer)
         if token is None:
             return original(self, optimizer, *args, **kwargs)
         completed = False

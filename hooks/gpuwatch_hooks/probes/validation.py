@@ -29,7 +29,8 @@ class ValidationProbe:
         self._watching = False
         self._before = []
         self._last, self._in_a_row = None, 0
-        recorder.roster.listeners.append(self._look)
+        recorder.roster.listeners = [self._look]
+        self._look()
 
     def _look(self):
         """The tensors have new names: perhaps those of another model. Only where one has a BatchNorm are blocks watched: torch
