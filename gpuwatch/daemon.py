@@ -13,14 +13,10 @@ import selectors
 import time
 from collections.abc import Callable
 
-from gpuwatch import __version__, announcement, paths
-from gpuwatch.config import Config, ConfigError, parse_listen
-from gpuwatch.detectors import pages as rule_pages
+from gpuwatch import announcement, paths, served
+from gpuwatch.config import Config, ConfigError
 from gpuwatch.detectors.engine import Engine
-from gpuwatch.detectors.registry import BY_NAME
-from gpuwatch.exporters import http, listening, pages
 from gpuwatch.exporters.notifications import Notifications
-from gpuwatch.exporters.prometheus import Prometheus
 from gpuwatch.exporters.tensorboard import TensorBoardExporter
 from gpuwatch.intake import glances, listener
 from gpuwatch.intake.intake import Intake
@@ -75,7 +71,7 @@ class Daemon:
 
         self.notifications = Notifications(config.notify, self.state, self.stats)
         self.tensorboard = TensorBoardExporter(config, self.state, self.stats) if config.tensorboard.enabled else None
-        self.http = self._listen_http() if config.prometheus.enabled else None
+        self.http = served.listen(config, self.state, self.stats) if config.prometheus.enabled else None
 
         gpus = self.state.gpus
         self.supervisor = Supervisor(gpus, config.sampling, self.state.lock, sampler) if config.sampling.gpus else None
@@ -176,21 +172,6 @@ class Daemon:
             return
         self.intake.reconfigure(config.hooks)
         log.info("took over [hooks]; other sections need a restart")
-
-    def _listen_http(self) -> http.HttpServer:
-        metrics = Prometheus(self.config, self.state, self.stats, __version__, list(BY_NAME))
-        web = pages.Pages(self.state, self.stats, __version__)
-        routes = web.routes(metrics.serve, BY_NAME, lambda name: rule_pages.page(BY_NAME[name]))
-        self.stats.expect("http", stale_after_seconds=10.0)
-
-        def turn() -> None:
-            web.turn()
-            self.stats.beat("http")
-
-        try:
-            return http.HttpServer(self.config, parse_listen(self.config.daemon.listen), routes, turn)
-        except listening.ListenError as error:
-            raise StartError(str(error)) from None
 
     def _listen(self) -> listener.Listener:
         try:

@@ -52,7 +52,7 @@ LAYERS = {
 #: Files directly in gpuwatch/ that any layer may know: settings, where the daemon is, its counters.
 LEAVES = {"config", "allowed_values", "paths", "announcement", "selfstats"}
 #: Only these put layers together.
-WIRING = {"daemon", "upkeep"}
+WIRING = {"daemon", "served", "upkeep"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "managers", "manager", "types", "misc", "base_utils"}
 MAX_LINES = 500
 
@@ -149,7 +149,7 @@ def test_detectors_have_no_clock_no_files_and_no_threads(path):
 def test_hooks_import_the_standard_library_and_torch_alone(path):
     # The figure's library is there when a figure is logged; an adapter subclasses what its host has; and sitecustomize is
     # also read by a Python 2 that happens to be in the job.
-    hosts = {"lightning", "pytorch_lightning", "transformers", "accelerate", "matplotlib", "triton"}
+    hosts = {"lightning", "pytorch_lightning", "transformers", "accelerate", "matplotlib", "triton", "torchao"}
     alone = {"adapters": hosts, "inject": {"thread"}}.get(path.relative_to(HOOKS).parts[0], set())
     for module, line, inside in imports(path, package_of(path, HOOKS, "gpuwatch_hooks")):
         top = module.split(".")[0]
