@@ -8,9 +8,10 @@ import pytest
 from gpuwatch.attach import attacher, loader, payload
 from gpuwatch.attach.machines import here
 from tests.attach.conftest import ask, run_of, until
-from tests.running_daemon import wait_until
+from tests.running_daemon import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
+CYCLES = max(8, round(30 / PATIENCE))
 NAMES = ["body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias", "head.weight", "head.bias"]
 
 
@@ -108,9 +109,9 @@ def test_a_second_attach_changes_nothing_but_the_settings(launch, daemon):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_thirty_cycles_change_no_bit_of_losses_and_weights(precision, launch, daemon):
+def test_many_cycles_change_no_bit_of_losses_and_weights(precision, launch, daemon):
     target = launch("trains.py", precision)
-    for _ in range(30):
+    for _ in range(CYCLES):
         assert attach(target, daemon).answer == "installed"
         step = ask(target, "loop")["step"]
         until(lambda step=step: ask(target, "loop")["step"] >= step + 3)
@@ -118,7 +119,7 @@ def test_thirty_cycles_change_no_bit_of_losses_and_weights(precision, launch, da
     touched = ask(target, "end")
     untouched = ask(launch("trains.py", precision), f"end {touched['steps']}")
     assert touched == untouched
-    assert touched["steps"] > 90
+    assert touched["steps"] > 3 * CYCLES
 
 
 def test_an_attach_during_import_waits_for_it(launch, daemon):

@@ -12,7 +12,7 @@ if sys.argv[1:2] == ["sleep"]:
 if sys.argv[1:2] == ["nap"]:
     began = time.monotonic()
     broken_off = ctypes.CDLL(None).usleep(int(float(sys.argv[2]) * 1e6))
-    print("broken off" if broken_off else "slept", time.monotonic() - began, flush=True)
+    print("interrupted" if broken_off else "slept", time.monotonic() - began, flush=True)
 end = time.monotonic() + 600  # a machine may be emulated
 count = 0
 while time.monotonic() < end:
