@@ -95,8 +95,9 @@ def printed(folder, logdir):
     subprocess.run([*command, "report", BROKEN, "--logdir", logdir, "-o", page], capture_output=True, check=True)
     browser = Chromium()
     try:
-        tab = browser.page(page.as_uri(), width=1000, height=1300)
+        tab = browser.page("about:blank", width=1000, height=1600)
         tab.call("Emulation.setScrollbarsHidden", hidden=True)
+        tab.go(page.as_uri())
         tab.picture(folder / "report.png")
     finally:
         browser.close()
