@@ -23,7 +23,7 @@ _WORDS = {"installed": "attached", "already": "hooks are in it already"}
 @click.command(short_help="Put the hooks into a job that already runs.")
 @click.argument("pids", nargs=-1, type=click.IntRange(1), metavar="PID...")
 @click.option("--all", "everything", is_flag=True, help="Every training process here that lets you.")
-@click.option("--tree", type=click.IntRange(1), metavar="PID", help="All ranks that a launcher (torchrun ...) has started.")
+@click.option("--tree", type=click.IntRange(1), metavar="PID", help="All ranks below a launcher (torchrun ...).")
 @click.option("--every", type=click.IntRange(1, 1_000_000), metavar="K", help="Statistics at each K-th step.")
 @click.option("--duration", type=click.FloatRange(min=0.1), metavar="S", help="Detach again after S seconds.")
 @click.option("--name", metavar="N", help="What the run is called; the program and the time, when not given.")
@@ -31,7 +31,9 @@ _WORDS = {"installed": "attached", "already": "hooks are in it already"}
     "--logdir", type=click.Path(path_type=Path), metavar="DIR", help="Record here, with a daemon for this attach alone."
 )
 @click.option("--method", type=click.Choice(attacher.METHODS), default="auto", show_default=True, help="Which way in.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds to wait at most.  [default: 10; with --wait: 600]")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0.1), metavar="S", help="Seconds to wait at most.  [default: 10; with --wait: 600]"
+)
 @click.option(
     "--wait", is_flag=True, help="Wait for what is not ready: torch to be loaded, the main thread to come back to Python."
 )
@@ -41,14 +43,15 @@ _WORDS = {"installed": "attached", "already": "hooks are in it already"}
 def command(pids: tuple[int, ...], everything: bool, tree: int | None, dry_run: bool, wait: bool, **given: Any) -> None:
     """Put the hooks into training processes that run already: no restart, nothing to install in their environment.
 
-    The main thread is stopped for about a third of a millisecond; the interpreter itself runs our text between two of its
-    bytecodes. With a daemon running, the command returns at once. Without one (or with --logdir) it starts one, stays in the
-    foreground, and on Ctrl-C, or after --duration, takes the hooks out again and ends it.
+    Give PIDs, or --tree, or --all (`gpuwatch ps` lists what trains here). The main thread is stopped for about half a
+    millisecond; the interpreter itself runs our text between two of its bytecodes. With a daemon running, the command returns
+    at once. Without one (or with --logdir) it starts one, stays in the foreground, and on Ctrl-C, or after --duration, takes the
+    hooks out again and ends it.
 
     \b
     Examples:
       gpuwatch attach 4711
-      gpuwatch attach --tree $(pgrep -f torchrun) --duration 60
+      gpuwatch attach --tree $(pgrep -o torchrun) --duration 60
     """
     wanted = chosen(pids, everything, tree)
     given["timeout"] = given["timeout"] or (_PATIENCE_SECONDS if wait else _TIMEOUT_SECONDS)

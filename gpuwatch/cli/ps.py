@@ -20,6 +20,9 @@ from gpuwatch.cli.terminal import dim, paint
 def command(everything: bool, as_json: bool) -> None:
     """List the Python processes on this node: what trains, what is watched, what can be attached to, and if not, why.
 
+    ROLE: training; launcher (starts those that train: give its PID to `attach --tree`); worker (of a DataLoader); python (no
+    torch). HOOKS: watched (they record), or how to get them in.
+
     \b
     Example:
       gpuwatch ps --json | jq '.[] | select(.role == "training").pid'
