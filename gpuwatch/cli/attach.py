@@ -44,9 +44,9 @@ def command(pids: tuple[int, ...], everything: bool, tree: int | None, dry_run: 
     """Put the hooks into training processes that run already: no restart, nothing to install in their environment.
 
     Give PIDs, or --tree, or --all (`gpuwatch ps` lists what trains here). The main thread is stopped for about half a
-    millisecond; the interpreter itself runs our text between two of its bytecodes. With a daemon running, the command returns
-    at once. Without one (or with --logdir) it starts one, stays in the foreground, and on Ctrl-C, or after --duration, takes the
-    hooks out again and ends it.
+    millisecond; the interpreter itself runs our text between two of its bytecodes. With a daemon running, the command
+    returns at once. Without one (or with --logdir) it starts one, stays in the foreground, and on Ctrl-C, or after
+    --duration, takes the hooks out again and ends it.
 
     \b
     Examples:
