@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import textwrap
 from collections import Counter
@@ -118,7 +119,9 @@ def _rows(rank: Recorded) -> Iterator[tuple[str, str]]:
     if "loss_scale" in values:
         backoffs = _times(known.counters.loss_scale_backoffs, "back-off")
         skipped = _times(known.counters.skipped_steps, "skipped step")
-        yield "loss scale", f"{values['loss_scale']:g}, {backoffs}, {skipped}"
+        lost = values.get("grad_underflow_ratio", math.nan)
+        underflow = f", fp16 loses {lost:.2%} of the gradient" if math.isfinite(lost) else ""
+        yield "loss scale", f"{values['loss_scale']:g}, {backoffs}, {skipped}{underflow}"
     if any(known.counters.phase_seconds.values()):
         yield from _phases(known.counters.phase_seconds)
     yield from _memory(rank, values)

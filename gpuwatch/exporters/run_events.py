@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from gpuwatch.state.records import Record
 
 #: Scalars of the job that become columns of the hyper-parameters table; the first ones are the ones that it logs first.
+#: Facts that are for gpuwatch's own commands, or have a table of their own: TensorBoard shows five columns at first.
+_NO_PARAMETERS = ("outbox_dropped", "on_demand_", "amp_probe_", "amp_speedup_low", "amp_speedup_high")
 _MAX_METRICS = 12
 _HISTOGRAM_ROW = struct.Struct("<3d")
 #: How long a step waits for the names of its tensors and groups. They come another way than the steps, and a little later.
@@ -230,7 +232,7 @@ class RunEvents:
         return {
             name: fact
             for name, fact in facts.items()
-            if not name.startswith("outbox_dropped") and (not isinstance(fact, float) or math.isfinite(fact))
+            if not name.startswith(_NO_PARAMETERS) and (not isinstance(fact, float) or math.isfinite(fact))
         }
 
     def _rates(self, step: Step) -> dict[str, float]:

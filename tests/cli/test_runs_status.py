@@ -100,7 +100,13 @@ def test_damaged_and_foreign_files_are_passed_over(gpuwatch, recorder):
 
 def test_status_shows_what_is_known(gpuwatch, recorder):
     fields = {"grad_norm": 90.0, "grad_norm_clipped": 1.0, "update_ratio": 0.001, "data_seconds": 0.1, "forward_seconds": 0.3}
-    fields |= {"loss_scale": 1024.0, "loss_scale_backoffs": 1.0, "skipped": 1.0, "torch_allocated_bytes": 3.0 * 2**30}
+    fields |= {
+        "loss_scale": 1024.0,
+        "loss_scale_backoffs": 1.0,
+        "skipped": 1.0,
+        "grad_underflow_ratio": 0.0125,
+        "torch_allocated_bytes": 3.0 * 2**30,
+    }
     fields |= {"overhead_ratio": 0.004, "thinning_level": 1.0, "autocast_dtype": 1.0}
     run = recorder.run("digits", ending=None, fields=fields, finding=finding())
     recorder.state.drop(run, "overwritten", 7)
@@ -112,7 +118,7 @@ def test_status_shows_what_is_known(gpuwatch, recorder):
         f"loss       {'█▃▁':<40} 0.3333",
         f"gradient   {'▁▁▁':<40} 90 before clipping, 1 after",
         "lr         0.1, update/weight 0.001",
-        "loss scale 1024, 3 back-offs, 3 skipped steps",
+        "loss scale 1024, 3 back-offs, 3 skipped steps, fp16 loses 1.25% of the gradient",
         "░ data 25%  ▒ forward 75%  ▓ backward 0%  █ optimizer 0%  · other 0%",
         "memory     3.0 GiB allocated by torch",
         "hooks      0.40% of the step time, thinned: update_ratio, 3 records, dropped: 7 overwritten",

@@ -14,8 +14,8 @@ from gpuwatch.exporters.run_events import NAMES_NS, RunEvents
 from gpuwatch.exporters.written import Written
 from gpuwatch.state.findings import Finding
 from gpuwatch.state.journal_reader import JournalReader
-from gpuwatch.state.records import Media, Names, Scalar
-from tests.exporters.job import LAYERS, Job, bucket, layer_value, learning_rate, step_values
+from gpuwatch.state.records import Media, Meta, Names, Scalar
+from tests.exporters.job import LAYERS, PROBED, Job, bucket, layer_value, learning_rate, step_values
 
 
 class Board:
@@ -279,6 +279,7 @@ def test_hyperparameters_and_results_when_the_run_ends(board):
     for step in (1, 200):
         board.job.step(step)
     board.job.scalar("Accuracy/val", 1, 0.9)
+    board.job.control(Meta({**PROBED, "amp_probe_ticket": 7, "on_demand_ticket": 8}))
     board.job.end(200, "exception")
     board.read()
     assert not any(tag.startswith("_hparams_") for tag in board.tags())
@@ -294,6 +295,8 @@ def test_hyperparameters_and_results_when_the_run_ends(board):
     assert start.hparams["precision"].string_value == "fp16"
     assert start.hparams["lr/all"].number_value == learning_rate(1)  # what it was started with, not what it ended with
     assert start.hparams["weight_decay/all"].number_value == 0.01
+    assert start.hparams["amp_speedup_ratio"].number_value == 1.5
+    assert not {"amp_probe_ticket", "amp_speedup_low", "on_demand_ticket"} & set(start.hparams)
     assert [m.name.tag for m in plugin["experiment"].experiment.metric_infos] == ["train/loss", "Accuracy/val"]
     assert plugin["session_end_info"].session_end_info.status == api_pb2.STATUS_FAILURE
 
