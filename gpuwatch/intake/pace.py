@@ -18,8 +18,8 @@ MIN_PERIOD_SECONDS = 0.02
 UNKNOWN_RECORDS = 64
 UNKNOWN_SECONDS = 60.0
 UNKNOWN_PERIOD_SECONDS = 0.05
-#: A pace is taken over at least this long, or so many records that they matter: a step is a burst of up to six records, and two
-#: looks in a row (one record came while the first was read) made thousands a second of them, and twelve looks a second for minutes.
+#: A pace is taken over at least this long, or so many records that they matter. A step is a burst of up to six records, and two
+#: looks in a row (one record came while the first was read) made thousands a second of them: twelve looks a second for minutes.
 SHORTEST_NS = 250_000_000
 #: What was the fastest counts half after this time.
 HALF_LIFE_SECONDS = 60.0
