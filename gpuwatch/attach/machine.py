@@ -42,7 +42,8 @@ class Machine(ABC):
     way_back_code: bytes
     #: More of them, which `tour` needs.
     tour_code: tuple[bytes, ...]
-    vdso_has_way_back: bool
+    #: The way back may be found in the vdso alone.
+    vdso_has_way_back = False
     mmap: int
     munmap: int
     rt_sigreturn: int
@@ -56,7 +57,7 @@ class Machine(ABC):
     stack: str
     instruction: str
     #: Whether some registers cannot be read or set while the thread is stopped at a system call.
-    hides_registers_at_syscalls: bool
+    hides_registers_at_syscalls = False
     #: How many bytes before a return address `follows_call` looks at.
     call_bytes: int
 
@@ -72,20 +73,20 @@ class Machine(ABC):
     def vectors(self, thread: Tracee) -> bytes:
         """The state of the floating-point and vector unit."""
 
-    @abstractmethod
-    def lost(self, thread: Tracee) -> str:
+    def lost(self, thread: Tracee) -> str:  # noqa: ARG002
         """What the thread is using that a way back would not restore, in words; "" when nothing."""
+        return ""
 
     @abstractmethod
     def set_vectors(self, thread: Tracee, state: bytes) -> None:
         """Put back what `vectors` gave."""
 
-    @abstractmethod
-    def restart_is_undecided(self, before: Registers, memory: int) -> bool:
+    def restart_is_undecided(self, before: Registers, memory: int) -> bool:  # noqa: ARG002
         """Whether a thread that was stopped with `before` may make another system call than its registers say.
 
         It is then let go as far as that call's entry, which tells.
         """
+        return False
 
     @abstractmethod
     def resumed(self, before: Registers, enters: int | None) -> Registers:
@@ -102,9 +103,12 @@ class Machine(ABC):
     def entered(self, thread: Tracee) -> tuple[int, int] | None:
         """At a stop for a system call: which one the thread enters, and its stack pointer; None when it leaves one."""
 
-    @abstractmethod
-    def skip_to(self, thread: Tracee, instruction: int, stack: int) -> None:
-        """At a system call's entry: have the thread go on at `instruction` without it. Killed within, it goes there too."""
+    def skip_to(self, thread: Tracee, instruction: int, stack: int) -> None:  # noqa: ARG002
+        """At a system call's entry: have the thread go on at `instruction` without it. Killed within, it goes there too.
+
+        Asked only of a machine that `hides_registers_at_syscalls`, or whose `restart_is_undecided`.
+        """
+        raise AssertionError(f"{self.name} has no need of that")
 
     @abstractmethod
     def result(self, registers: Registers) -> int:

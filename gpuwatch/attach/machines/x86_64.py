@@ -30,14 +30,12 @@ class X86_64(Machine):  # noqa: N801  # as the architecture is written
     system_call_code = b"\x0f\x05\xc3"
     way_back_code = b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05"  # mov rax, 15; syscall: every libc returns to it after a handler
     tour_code = (b"\x5f\xc3",)  # pop rdi; ret
-    vdso_has_way_back = False
     mmap, munmap, rt_sigreturn, restart_syscall, futex = 9, 11, 15, 219, 202
     #: read poll select recvfrom recvmsg accept nanosleep wait4 restart_syscall clock_nanosleep epoll_wait waitid pselect6 ppoll
     #: epoll_pwait accept4
     sleeps = frozenset((0, 7, 23, 35, 43, 45, 47, 61, 219, 230, 232, 247, 270, 271, 281, 288))
     red_zone_bytes = 128
     stack, instruction = "rsp", "rip"
-    hides_registers_at_syscalls = False
     call_bytes = 7
 
     def registers(self, thread: Tracee) -> Registers:
@@ -54,14 +52,8 @@ class X86_64(Machine):  # noqa: N801  # as the architecture is written
         """The xsave area in the kernel's standard (not compacted) layout: x87, SSE, AVX, AVX-512 ..."""
         return thread.register_set(_NT_X86_XSTATE, _XSTATE_MAX_BYTES)
 
-    def lost(self, thread: Tracee) -> str:  # noqa: ARG002
-        return ""
-
     def set_vectors(self, thread: Tracee, state: bytes) -> None:
         thread.set_register_set(_NT_X86_XSTATE, state)
-
-    def restart_is_undecided(self, before: Registers, memory: int) -> bool:  # noqa: ARG002
-        return False
 
     def resumed(self, before: Registers, enters: int | None) -> Registers:  # noqa: ARG002
         return x86_64_frame.resumed(before)
@@ -72,9 +64,6 @@ class X86_64(Machine):  # noqa: N801  # as the architecture is written
     def entered(self, thread: Tracee) -> tuple[int, int] | None:
         registers = self.registers(thread)
         return (registers["orig_rax"], registers["rsp"]) if registers["rax"] == _ENTERED else None
-
-    def skip_to(self, thread: Tracee, instruction: int, stack: int) -> None:
-        self.set_registers(thread, self.registers(thread) | {"rip": instruction, "rsp": stack})
 
     def result(self, registers: Registers) -> int:
         return registers["rax"]
