@@ -80,6 +80,27 @@ print(trainer.state.log_history)
 """
 
 
+ACCUMULATING = """
+import os, tempfile
+os.environ.update(TRANSFORMERS_OFFLINE="1", HF_HUB_OFFLINE="1")
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from gpuwatch_hooks.adapters.transformers import GpuwatchCallback
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+data = [{"input_ids": row, "labels": row} for row in torch.randint(64, (20, 8))]
+with tempfile.TemporaryDirectory() as folder:
+    arguments = TrainingArguments(
+        output_dir=folder, per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2, use_cpu=True,
+        report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[GpuwatchCallback()])
+    trainer.train()
+print([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+"""
+
+
 def run(script, socket_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GPUWATCH_SOCKET": str(socket_path)}
     done = subprocess.run(
@@ -134,6 +155,14 @@ def test_transformers_and_the_nan_that_its_own_log_hides(make_daemon, socket_pat
     assert scalars["eval/loss", 4] == pytest.approx(evaluated["eval_loss"])
     assert not {tag for tag, _ in scalars} & {"train/loss", "train/grad_norm", "train/learning_rate"}
     assert scalars["train/epoch", 4] == 1.0
+
+
+@pytest.mark.slow
+def test_a_trainer_that_accumulates_divides_each_loss_by_the_tokens_of_the_step(make_daemon, socket_path):
+    daemon = make_daemon()
+    theirs = eval(run(ACCUMULATING, socket_path).splitlines()[-1])
+    assert len(theirs) == 6  # an epoch is of five micro-batches: two steps of two, and one of one
+    assert losses(daemon) == pytest.approx(theirs, rel=1e-4)
 
 
 def test_metrics_that_are_no_numbers_stay_behind():

@@ -2,10 +2,12 @@
 
 Only scalar roots count. A root that came out of GradScaler.scale, directly or a few nodes back (`scaler.scale(loss) / 4`), is
 divided by the scale. The micro-batches of a step are averaged; where each root is a division by exactly their number, which is
-how accumulation is written, they are added instead: that sum is the loss that the step has minimised. On the CPU a value
-costs 0.2 us; on a device a copy of the scalar is queued, since `.item()` would wait.
+how accumulation is written, they are added instead: that sum is the loss that the step has minimised. Those of a Hugging
+Face Trainer are added always, since it divides each by the tokens of the whole step, or by the number of micro-batches. On
+the CPU a value costs 0.2 us; on a device a copy of the scalar is queued, since `.item()` would wait.
 """
 
+import sys
 import time
 
 from .. import in_backward
@@ -14,6 +16,8 @@ from .loss_scale import MARK
 _now = time.perf_counter_ns
 #: Nodes looked at behind the root.
 _SEARCHED_NODES = 12
+#: Frames between a backward call and the Trainer's step: torch's, Accelerate's, ours.
+_SEARCHED_FRAMES = 12
 #: Backward calls kept for one step: a job whose optimizer is none of torch's never closes a step.
 MAX_BACKWARDS = 4096
 _PASS_THROUGH = (
@@ -38,6 +42,7 @@ class LossProbe:
         self._previous = []  # the window that the last part has used
         self._previous_iteration = 0
         self._divisor = None  # by which this loop divides its losses
+        self._shares = False  # whether the open window's losses are shares of one, by a Trainer's division
         self._depth = 0
         import torch
 
@@ -61,6 +66,7 @@ class LossProbe:
         if not window and self._previous_iteration == part.step:
             window = self._previous  # a second optimizer that steps on the same backward
         self._previous, self._window, self._previous_iteration = window, [], part.step
+        shares, self._shares = self._shares, False
         if not window:
             return
         part.fields["micro_batches"] = float(len(window))
@@ -77,7 +83,7 @@ class LossProbe:
             self._divisor = float(len(roots))
         # an epoch's last step may have fewer micro-batches than the loop divides by
         factor = self._divisor if self._divisor is not None and divisors == {self._divisor} else 1.0
-        factor /= len(roots)
+        factor = 1.0 if shares else factor / len(roots)
         tensors = [value for value, _, _ in roots if not isinstance(value, float)]
         if not tensors:
             part.set("loss", sum([value for value, _, _ in roots]) * factor)
@@ -98,6 +104,8 @@ class LossProbe:
         recorder.backwards += 1
         if len(self._window) >= MAX_BACKWARDS:
             del self._window[: MAX_BACKWARDS // 2]
+        if len(self._window) == 1:
+            self._shares = _in_a_trainer(sys._getframe(1))
         roots = args[0] if args else kwargs.get("tensors")
         self._window.append(_loss_of((roots,) if hasattr(roots, "backward") else tuple(roots or ()), self._scaling.marked))
         self._beginnings()
@@ -184,6 +192,19 @@ def _constant_divisor(node):
                 nearest = round(1.0 / constant)
                 return float(nearest) if abs(constant * nearest - 1.0) < 1e-12 else None
     return None
+
+
+def _in_a_trainer(frame):
+    """Whether a Hugging Face Trainer's training_step has called."""
+    module = sys.modules.get("transformers.trainer")
+    if module is None:
+        return False
+    step = module.Trainer.training_step.__code__
+    for _ in range(_SEARCHED_FRAMES):
+        if frame is None or frame.f_code is step:
+            break
+        frame = frame.f_back
+    return frame is not None and frame.f_code is step
 
 
 def _watched(original, begin, end):
