@@ -203,7 +203,7 @@ def test_a_main_thread_that_sleeps_is_visited(launch, command, tmp_path):
     """Another thread trains, the main one waits for it: it reaches no bytecode until the end of the training."""
     (tmp_path / "waits.py").write_text(WAITS)
     target = launch(tmp_path / "waits.py")
-    out = command("attach", target.pid, "-q", "--json")
+    out = command("attach", target.pid, "-q", "--json", "--timeout", 60)
     assert out.returncode == 0, out.stdout
     assert [one["answer"] for one in json.loads(out.stdout)] == ["installed"]
     out = command("detach", target.pid)
