@@ -21,7 +21,10 @@ class Snapshot:
     def read(self):
         """The CPU tensor; waits for the device's copy, so never call it on the training thread."""
         if self._event is not None:
-            self._event.synchronize()
+            from .kernels.driver import Driver
+
+            with Driver().relaxed():  # the training thread may be capturing a CUDA graph
+                self._event.synchronize()
         return self._host
 
     def __float__(self):

@@ -4,9 +4,10 @@ Loading may make the driver wait for the device: it belongs on the control threa
 """
 
 import collections
+import contextlib
 import ctypes
 
-#: cuThreadExchangeStreamCaptureMode: a module loaded while another thread captures a graph would otherwise spoil its capture.
+#: For cuThreadExchangeStreamCaptureMode.
 _RELAXED = 2
 _REGISTERS = 4  # CU_FUNC_ATTRIBUTE_NUM_REGS
 NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
@@ -48,25 +49,36 @@ class Driver:
         self.call("cuDriverGetVersion", ctypes.byref(found))
         return found.value
 
+    @contextlib.contextmanager
+    def relaxed(self):
+        """What this thread does meanwhile, loading or waiting, does not spoil a CUDA graph that another one captures."""
+        mode = ctypes.c_int(_RELAXED)
+        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        try:
+            yield
+        finally:
+            self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
     def functions(self, index, binaries):
         """(context, {name: Function}) of the kernels in `binaries` (binary.py), loaded into the primary context of a device."""
         device, context = ctypes.c_int(), ctypes.c_void_p()
-        mode = ctypes.c_int(_RELAXED)
         self.call("cuDeviceGet", ctypes.byref(device), index)
         # kept for the life of the process, as torch does itself
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
-        self.call("cuCtxPushCurrent_v2", context)
-        try:
-            found = {}
-            for binary in binaries:
-                module = ctypes.c_void_p()
-                self.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(binary.code))
-                found.update((name, self._function(module, kernel)) for name, kernel in binary.kernels.items())
-            return context, found
-        finally:
-            self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-            self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        with self.relaxed():
+            self.call("cuCtxPushCurrent_v2", context)
+            try:
+                return context, self._load(binaries)
+            finally:
+                self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def _load(self, binaries):
+        found = {}
+        for binary in binaries:
+            module = ctypes.c_void_p()
+            self.call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(binary.code))
+            found.update((name, self._function(module, kernel)) for name, kernel in binary.kernels.items())
+        return found
 
     def _function(self, module, kernel):
         function, registers = ctypes.c_void_p(), ctypes.c_int()

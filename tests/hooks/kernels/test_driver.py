@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpuwatch_hooks import snapshot
 from gpuwatch_hooks.kernels import cuda_source
+from gpuwatch_hooks.kernels import driver as driver_module
 from gpuwatch_hooks.kernels.binary import Binary, Kernel
 from gpuwatch_hooks.kernels.cuda_device import CudaDevice
 from gpuwatch_hooks.kernels.driver import Driver, DriverError
@@ -57,6 +59,20 @@ def test_a_refused_module_leaves_everything_as_it_was(library):
     with pytest.raises(DriverError, match="cuModuleLoadData: CUDA_ERROR"):
         driver.functions(0, [Binary(b"rubbish", KERNELS)])
     assert calls(library)[-2:] == ["pop", "global"]
+
+
+def test_waiting_for_a_copy_spoils_no_capture(library, monkeypatch):
+    """cudaEventSynchronize on one thread ends a capture on another that was begun in the "global" mode."""
+    heard = []
+
+    class Event:
+        def synchronize(self):
+            heard.extend(calls(library))
+
+    monkeypatch.setattr(driver_module, "Driver", lambda: Driver(library[0]))
+    assert snapshot.Snapshot(torch.ones(2), Event()).read().tolist() == [1.0, 1.0]
+    assert heard == ["relaxed"]
+    assert calls(library) == ["global"]
 
 
 def test_a_launch_hands_every_argument_over_as_64_bits(library, monkeypatch):
