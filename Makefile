@@ -44,7 +44,7 @@ soak: install-dev ## ten million records through one daemon (about twenty minute
 attach-kills: install-dev ## an attacher SIGKILLed at 200 random instants, inside the stop too (five minutes)
 	GPUWATCH_ATTACH_KILLS=200 $(BIN)/python -m pytest tests/attach -k killed $(PYTEST_ARGS)
 
-# Not part of CI: the disk takes 4 GB and root, the tests about an hour (ARM64_CPU=cortex-a72: a processor without SVE).
+# Not part of CI: the disk takes 4 GB and root, the tests about an hour (ARM64_CPU=neoverse-n1: a processor without SVE).
 attach-arm64: ## the attach tests in an emulated arm64 Linux
 	[ -e "$${GPUWATCH_ARM64_FOLDER:-$${XDG_CACHE_HOME:-$$HOME/.cache}/gpuwatch-arm64}/disk" ] || tests/attach/arm64/vm.sh make
 	tests/attach/arm64/vm.sh run $(or $(ARM64_CPU),max) $(PYTEST_ARGS)

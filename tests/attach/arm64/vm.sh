@@ -2,7 +2,8 @@
 # Run the attach tests in an emulated arm64 Linux: Debian 12 with its kernel and Python 3.11, torch for CPUs, one processor.
 #   vm.sh make                       the disk: once, 4 GB, some five minutes; as root
 #   vm.sh run [CPU] [TESTS...]       boot, run the tests (all that matter here without any), show what they say, end
-# CPU as qemu names it: max (SVE, pointer authentication, branch targets: without a word), cortex-a72 (none of these), ...
+# CPU as qemu names it: max (also without a word: SVE, pointer authentication, branch targets), neoverse-n1 (none of these),
+# cortex-a72 (torch's wheel does not run on it: the tests without torch).
 # A test takes twenty times as long as on the machine itself. Debian's debootstrap, qemu-system-arm, e2fsprogs and cpio must be there.
 set -euo pipefail
 
