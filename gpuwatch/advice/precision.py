@@ -31,7 +31,7 @@ def mixed_precision(subject: Subject) -> Station:
         in_use = any(half in measured.precision for half in _HALF)
         if bounds and bounds[0] <= 1.0 <= bounds[1] and not in_use:
             evidence.append("That is no difference that its steps could show.")
-            more = "Measure with more steps: gpuwatch probe amp RUN --steps 300."
+            more = f"Measure with more steps: gpuwatch probe amp {subject.run} --steps 300."
             return Station("mixed precision", "unknown", tuple(evidence), more)
     evidence += _work(subject)
     if any(half in measured.precision for half in _HALF):
@@ -50,7 +50,9 @@ def _unused(subject: Subject, evidence: list[str]) -> Station:
     if subject.matrix is not None and subject.matrix.most < _WORTH_RATIO:
         return Station("mixed precision", "idle", tuple(evidence), gain=gain)
     if not subject.on_gpu:
-        return Station("mixed precision", "unknown", tuple(evidence), f"{_MEASURE} {_ON_CPU} {_share(subject)}".strip(), gain)
+        return Station(
+            "mixed precision", "unknown", tuple(evidence), f"{_measure(subject)} {_ON_CPU} {_share(subject)}".strip(), gain
+        )
     if room := head_room(past):
         evidence.append(room)
     capability = str(past.facts.get("device_compute_capability", ""))
@@ -58,7 +60,7 @@ def _unused(subject: Subject, evidence: list[str]) -> Station:
         evidence.append(
             f"A device of compute capability {capability} has no tensor cores: it would save memory and little time."
         )
-    return Station("mixed precision", "next", tuple(evidence), f"{_ADVICE} {_MEASURE} {_share(subject)}".strip(), gain)
+    return Station("mixed precision", "next", tuple(evidence), f"{_ADVICE} {_measure(subject)} {_share(subject)}".strip(), gain)
 
 
 def _work(subject: Subject) -> list[str]:
@@ -93,16 +95,20 @@ def _bound(subject: Subject, evidence: list[str]) -> Gain | None:
     return Gain(f"at most {1 / (1 - compute):.2f}x, since the rest of the step stays as it is", ESTIMATE)
 
 
+def _measure(subject: Subject) -> str:
+    return f"gpuwatch probe amp {subject.run} measures it in the running job."
+
+
 def _share(subject: Subject) -> str:
-    return "" if subject.matrix is not None else _LOOK
+    if subject.matrix is not None:
+        return ""
+    return f"gpuwatch advise {subject.run} --trace first looks at how much of a step is matrix products, which bounds it."
 
 
 _LET_GROW = "Let the loss scale grow to what the gradients want (init_scale, a smaller growth_interval)"
 _USE_BFLOAT16 = "Use bfloat16, which has float32's range: at no loss scale does fp16 hold all of these gradients."
 _ADVICE = "Wrap forward and loss in torch.autocast; with float16 also use torch.amp.GradScaler, with bfloat16 nothing else."
-_MEASURE = "gpuwatch probe amp RUN measures it in the running job."
 _ON_CPU = "On a CPU it pays only where that computes in bfloat16 itself (AMX, AVX512-BF16)."
-_LOOK = "gpuwatch advise RUN --trace first looks at how much of a step is matrix products, which bounds it."
 
 
 def _in_use(subject: Subject, evidence: list[str]) -> Station:

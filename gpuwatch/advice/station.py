@@ -42,6 +42,11 @@ class Subject(msgspec.Struct, frozen=True):
     activity: Activity | None = None  # of rank 0's GPUs
 
     @property
+    def run(self) -> str:
+        """Its name, for commands that somebody can paste."""
+        return self.past.hello.run if self.past.hello is not None else "RUN"
+
+    @property
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 

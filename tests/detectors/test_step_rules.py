@@ -146,6 +146,13 @@ def test_a_validation_that_gets_worse_while_training_gets_better(tag: str, value
     assert finding.step <= 12 * 20 + 1
 
 
+def test_a_validation_that_wavers_while_it_gets_worse_is_one_finding() -> None:
+    wavering = train_and_validate(lambda epoch: 1.0 + 0.05 * abs(epoch - 4) + 0.2 * (epoch > 4) * (epoch % 3), epochs=40)
+    assert only(wavering, "overfitting").state == "active"
+    comes_back = train_and_validate(lambda epoch: 1.0 + 0.1 * abs(epoch - 4) if epoch < 20 else 1.0, epochs=40)
+    assert only(comes_back, "overfitting").state == "closed"
+
+
 @pytest.mark.parametrize(
     ("validation", "training"),
     [

@@ -14,6 +14,8 @@ Validation values are read from the scalars that the job logs (`SummaryWriter.ad
 * the last 3 validation losses all lie more than `ratio` above the best one so far, and do not fall again, **and**
 * the median training loss since the evaluation before is more than `ratio` below what it was at that best one.
 
+Once found it stays until a validation loss comes back within `ratio` of the best one.
+
 Where only an accuracy or score is logged (`Accuracy/val`, `val_acc`, `f1`, `auc` ...), its shortfall from 1 takes the place
 of the loss, or where it is above 1 its negative share of the best one.
 
@@ -70,6 +72,7 @@ class _Evaluations:
         self.best_training = 0.0
         self.last: deque[float] = deque(maxlen=_LAST)
         self.previous_ns = 0
+        self.over = False  # found, and not come back since: one that wavers while it rises is one finding
 
     def add(self, value: float, step: int, training: float) -> None:
         loss = value if self.kind == "loss" else 1.0 - value if value <= 1.0 else 1.0 / value
@@ -130,15 +133,18 @@ class Overfitting(Rule[Limits]):
         limit = self.thresholds.ratio
         if seen.count < self.thresholds.evaluations or seen.best <= 0.0 or len(seen.last) < _LAST:
             return Quiet.FINE
-        worse = min(seen.last) > (1.0 + limit) * seen.best and seen.last[-1] >= seen.last[0]
-        if not worse or training >= (1.0 - limit) * seen.best_training:
+        if min(seen.last) <= (1.0 + limit) * seen.best:
+            seen.over = False
             return Quiet.FINE
+        if not seen.over and (seen.last[-1] < seen.last[0] or training >= (1.0 - limit) * seen.best_training):
+            return Quiet.FINE
+        seen.over = True
         ratio = seen.last[-1] / seen.best
-        score = seen.kind == "score"
+        comparison = "further from 1" if seen.kind == "score" else "higher"
+        went = "fell" if training < seen.best_training else "went"
         summary = (
-            f"{tag} is {'further from 1' if score else 'higher'} by {ratio - 1.0:.0%} than at step"
-            f" {seen.best_step}, while the"
-            f" training loss fell from {seen.best_training:.4g} to {training:.4g} (step {sample.number})."
+            f"{tag} is {comparison} by {ratio - 1.0:.0%} than at step {seen.best_step}, while the training loss {went}"
+            f" from {seen.best_training:.4g} to {training:.4g} (step {sample.number})."
         )
         return Verdict(ratio, 1.0 + limit, summary, first_step=max(1, seen.best_step))
 
