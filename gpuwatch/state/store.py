@@ -49,7 +49,6 @@ class State:
         self.on_finding: list[Callable[[Run, Finding], None]] = []  # a finding that has just opened or closed
         self.on_worse: list[Callable[[Run, Finding], None]] = []  # an open finding that has grown more severe
         self.undecodable_records = 0
-        self.summary_errors = 0
         self._runs_per_uid = runs_per_uid
         self._journal_bytes = journal_bytes
         self._monotonic_ns = monotonic_ns
@@ -151,7 +150,7 @@ class State:
             self._forget_old()
 
     def save(self, run: Run) -> None:
-        """Replace the run's run.json. A disk that refuses is counted, and tried again a second later."""
+        """Replace the run's run.json. A disk that refuses (which the journal says) is tried again a second later."""
         with self.lock:
             now_ns = self._saved_at_ns[run.directory] = self._monotonic_ns()
             if run.journal is not None:
@@ -161,7 +160,6 @@ class State:
                 data = summary.encode(recovery.summarize(run, self.findings.of_run(run.directory), self._wall_seconds()))
                 directories.replace_file(run.place.fd, directories.SUMMARY_NAME, data)
             except OSError as error:
-                self.summary_errors += 1
                 log.debug("%s: run.json not written: %s", run.directory, error.strerror)
             else:
                 run.changed = False
