@@ -2,6 +2,9 @@
 
 Tensors are put back in place (`copy_`), since the job, a compiled step or a CUDA graph may hold the very tensors. What
 cannot be known is not restored: data that was drawn, schedulers, metrics, anything that the job keeps for itself.
+
+Gradients are switched off by `set_grad_enabled`: in a `no_grad` block a count of batches that moves is a BatchNorm that learns
+from validation data (probes/validation.py).
 """
 
 import copy
@@ -28,7 +31,7 @@ class Keepsake:
         self._states = []
         self.left_out = []
         self._slots = _slots(self._modules)
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             for tensor in _held(self._modules, optimizers) if weights else _buffers(self._modules):
                 self._keep(tensor)
             for optimizer in optimizers if weights else ():
@@ -49,7 +52,7 @@ class Keepsake:
             (id(owner), name, id(tensor)) for owner, name, tensor in self._slots
         ]:
             return False
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             _copy([(kept, tensor) for tensor, kept in self._tensors])
             self._scalers = [_scaler(scaler) for scaler, _, _ in self._scalers]
         self._random = _generators()
@@ -62,7 +65,7 @@ class Keepsake:
         for owner, name, tensor in self._slots:
             if owner._buffers.get(name) is not tensor:  # replaced instead of changed
                 owner._buffers[name] = tensor
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             _copy(self._tensors)
             for optimizer, kept in self._states:
                 for parameter in [p for p in optimizer.state if p not in kept]:
@@ -80,7 +83,7 @@ class Keepsake:
         """Those alone: the `update` behind a step moves them again."""
         import torch
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             for scaler, facts, tensors in self._scalers:
                 scaler.__dict__.update(facts)
                 _copy(tensors)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpuwatch_hooks.keepsake import Keepsake
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,6 +70,22 @@ def test_a_batch_norm_that_learns_without_gradients_is_told():
 def test_its_twins_are_not():
     assert by_hand("eval", nn.BatchNorm1d) == []
     assert by_hand("train", nn.LayerNorm) == []
+
+
+def test_a_batch_norm_that_is_put_back_by_us_has_learned_nothing():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with recording() as session:
+        for step in range(16):
+            if step % 4 == 0:
+                kept = Keepsake([model], [optimizer])
+            optimizer.zero_grad()
+            model(torch.randn(4, 3)).square().mean().backward()
+            optimizer.step()
+            if step % 4 == 0:
+                kept.restore()
+                assert kept.renew()
+    assert list(session.events("validation_pass")) == []
 
 
 def test_what_happens_at_every_step_belongs_to_training():
