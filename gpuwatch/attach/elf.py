@@ -29,6 +29,7 @@ class Symbols(NamedTuple):
     addresses: dict[str, int]
     first_load_vaddr: int
     machine: int
+    sizes: dict[str, int]
 
 
 def find_symbols(file: BinaryIO, names: Iterable[str]) -> Symbols:
@@ -54,17 +55,26 @@ def _find(image: mmap.mmap, names: tuple[str, ...]) -> Symbols:
         raise ElfError("no loadable segment")
     sections = [_SECTION_HEADER.unpack_from(image, section_offset + i * section_size) for i in range(section_count)]
     found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for wanted_type in (_SHT_DYNSYM, _SHT_SYMTAB):
         for section in sections:
             if section[1] == wanted_type and len(found) < len(names):
-                _search(image, section, sections[section[6]], names, found)
-    return Symbols(found, loads[0], machine)
+                _search(image, section, sections[section[6]], names, found, sizes)
+    return Symbols(found, loads[0], machine, sizes)
 
 
 def _search(
-    image: mmap.mmap, section: tuple[int, ...], strings: tuple[int, ...], names: tuple[str, ...], found: dict[str, int]
+    image: mmap.mmap,
+    section: tuple[int, ...],
+    strings: tuple[int, ...],
+    names: tuple[str, ...],
+    found: dict[str, int],
+    sizes: dict[str, int],
 ) -> None:
-    """Add to `found` each name's address: search the string table first, since it is far shorter than the symbols."""
+    """Add each name's address to `found`, its length to `sizes`.
+
+    The string table is searched first, since it is far shorter than the symbols.
+    """
     table = image[strings[4] : strings[4] + strings[5]]
     offsets = {}
     for name in names:
@@ -75,6 +85,7 @@ def _search(
     if not offsets:
         return
     symbols = image[section[4] : section[4] + section[5] // _SYMBOL.size * _SYMBOL.size]
-    for name_offset, _info, _other, section_index, value, _size in _SYMBOL.iter_unpack(symbols):
+    for name_offset, _info, _other, section_index, value, size in _SYMBOL.iter_unpack(symbols):
         if name_offset in offsets and section_index:
             found.setdefault(offsets[name_offset], value)
+            sizes.setdefault(offsets[name_offset], size)

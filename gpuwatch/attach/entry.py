@@ -70,6 +70,14 @@ def resolve(pid: int, *, tour: bool = False) -> EntryPoints:
     return EntryPoints(*calls, code, interpreter, main_stack(mappings), free, mappings, machine)
 
 
+def runtime_state(pid: int, mappings: list[Mapping], machine: Machine) -> range:
+    """Where the interpreter keeps its own state (`_PyRuntime`), its lock among it. Raises as `resolve`."""
+    symbols, interpreter = _find_c_api(pid, mappings, ("_PyRuntime",), machine)
+    with open_mapped(pid, next(m for m in mappings if m.path == interpreter and m.offset == 0)) as file:
+        size = find_symbols(file, ("_PyRuntime",)).sizes["_PyRuntime"]
+    return range(symbols["_PyRuntime"], symbols["_PyRuntime"] + size)
+
+
 def _find_c_api(pid: int, mappings: list[Mapping], names: tuple[str, ...], machine: Machine) -> tuple[dict[str, int], str]:
     executable = os.readlink(f"/proc/{pid}/exe")
     files = {m.path: m for m in reversed(mappings) if m.path.startswith("/") and m.offset == 0}

@@ -15,7 +15,7 @@ import time
 from typing import NamedTuple
 
 from gpuwatch.attach.detour import Detour
-from gpuwatch.attach.entry import ElsewhereError, InjectError, resolve_visit
+from gpuwatch.attach.entry import ElsewhereError, InjectError, resolve_visit, runtime_state
 from gpuwatch.attach.injector import persistently
 from gpuwatch.attach.machine import DATA, Machine
 from gpuwatch.attach.machines import here
@@ -59,6 +59,8 @@ def may_visit(pid: int) -> Asleep | None:
         return None
     if not _called_by_interpreter(pid, first, machine) or machine.has_shadow_stack(pid):
         return None
+    if _waits_for_interpreter(pid, first, machine):
+        return None
     time.sleep(_SAMPLED_AGAIN_SECONDS)
     return first if asleep(pid) == first else None
 
@@ -91,6 +93,20 @@ def _is_sleep(seen: Asleep, machine: Machine) -> bool:
     if seen.number == machine.futex:
         return seen.arguments[1] & _FUTEX_COMMAND_MASK == _FUTEX_WAIT_BITSET
     return seen.number in machine.sleeps
+
+
+def _waits_for_interpreter(pid: int, seen: Asleep, machine: Machine) -> bool:
+    """Whether it waits for the interpreter's own lock, which it will have soon.
+
+    A visit takes and gives that lock by the very condition that the thread waits at: it would wait for itself for ever. It
+    did, once in some 15 attaches to a job whose other thread imported on a busy machine.
+    """
+    if seen.number != machine.futex:
+        return False
+    try:
+        return seen.arguments[0] in runtime_state(pid, read_maps(pid), machine)
+    except InjectError:  # an interpreter that does not say where: then it is not visited while it waits for any lock
+        return True
 
 
 def _called_by_interpreter(pid: int, seen: Asleep, machine: Machine) -> bool:

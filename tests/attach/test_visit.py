@@ -51,7 +51,7 @@ def test_in_every_interpreter(version, launch, tmp_path):
         visited(target.pid)  # it has gone back to sleep
 
 
-@pytest.mark.parametrize("way", ["compute", "foreign"])
+@pytest.mark.parametrize("way", ["compute", "foreign", "contended"])
 def test_a_thread_that_computes_or_sleeps_in_foreign_code_is_left_alone(way, launch, tmp_path):
     target = launch("asleep.py", way, 4 * PATIENCE)
     inject(target.pid, note(tmp_path / "ran", "x"))
@@ -65,6 +65,12 @@ def test_a_thread_that_computes_or_sleeps_in_foreign_code_is_left_alone(way, lau
 def test_twin_without_a_look_at_the_callers_foreign_code_would_be_entered(launch, monkeypatch):
     monkeypatch.setattr(visit, "_called_by_interpreter", lambda *_: True)
     target = launch("asleep.py", "foreign", 60 * PATIENCE)
+    assert until(lambda: visit.may_visit(target.pid)) is not None
+
+
+def test_twin_without_a_look_at_the_lock_one_that_waits_for_the_interpreter_would_be_entered(launch, monkeypatch):
+    monkeypatch.setattr(visit, "_waits_for_interpreter", lambda *_: False)
+    target = launch("asleep.py", "contended", 60 * PATIENCE)
     assert until(lambda: visit.may_visit(target.pid)) is not None
 
 

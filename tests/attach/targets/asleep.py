@@ -55,6 +55,13 @@ def compute(seconds):  # gives the interpreter's lock up and runs
     return True
 
 
+def contended(seconds):  # another thread keeps the interpreter's lock, which the main thread waits for
+    thread = threading.Thread(target=ctypes.PyDLL(None).usleep, args=(int(seconds * 1e6),))
+    thread.start()
+    thread.join()
+    return True
+
+
 def foreign(seconds):  # sleeps with the interpreter's lock held, in somebody else's code
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
     return True
