@@ -77,14 +77,17 @@ def _in_sight(wanted, optimizers):
 
 
 def optimizers_in_sight():
-    """The torch optimizers in the variables of the running functions, nearest first."""
+    """The torch optimizers in the variables of the running functions, nearest first; of a wrapper, the one it holds."""
     from torch import nn, optim
 
     found = {}
     for variables in _namespaces():
         for _, value in _reachable(variables, nn.Module):
             if _is(value, optim.Optimizer):
-                found.setdefault(id(value), value)
+                # Accelerate's wrapper is an Optimizer of the same tensors, and never steps itself.
+                inner = (_attributes(value) or {}).get("optimizer")
+                stepping = inner if _is(inner, optim.Optimizer) else value
+                found.setdefault(id(stepping), stepping)
     return list(found.values())
 
 

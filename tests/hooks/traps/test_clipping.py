@@ -146,6 +146,24 @@ def test_two_optimizers_clipped_together(batches):
     assert [part.values["grad_norm_clipped"] for part in parts] == pytest.approx(after, rel=CLOSE)
 
 
+def test_clipping_what_accelerate_has_wrapped(model, batches):
+    """Its wrapper is an Optimizer too, of the same tensors, and never steps itself: one optimizer, each tensor once."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    with recording() as session:
+        for inputs, targets in batches[:3]:
+            optimizer.zero_grad()
+            accelerator.backward(nn.functional.mse_loss(model(inputs), targets))
+            accelerator.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+    assert session.tables["tensor"][1] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert session.tables["group"][1] == ["group0"]
+    assert session.tables["optimizer"][1] == ["AdamW"]
+    assert all(part.values["grad_norm"] > part.values["grad_norm_clipped"] for part in session.parts())
+
+
 def test_clipping_costs_no_second_read(model, batches, monkeypatch):
     """The norm after clipping follows from torch's own coefficient, as long as nothing else touched the gradients."""
     from gpuwatch_hooks.kernels import cpu
