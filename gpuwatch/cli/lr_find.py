@@ -112,6 +112,8 @@ def _draw(test: RangeTest, target: Path, directory: Path) -> str:
 def _show(test: RangeTest, picture: str) -> None:
     rates = [point.rate for point in test.points]
     ended = "until the loss diverged" if test.diverged else "to the end"
+    if test.cut_short:
+        ended = "until the command ended, with fewer optimizer steps than the test"
     if not math.isfinite(test.points[-1].loss):
         ended = "until the loss was not finite"
     click.echo(f"{len(rates)} point{'' if len(rates) == 1 else 's'} from {rates[0]:.2g} to {rates[-1]:.2g}, {ended}")

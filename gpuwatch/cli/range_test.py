@@ -30,6 +30,7 @@ class RangeTest(NamedTuple):
     minimum_tenth: float | None
     diverged: bool
     failed: str  # why there is none, or ""
+    cut_short: bool = False  # the command ended in the middle of it
 
 
 def of(past: Past) -> RangeTest | None:
@@ -44,7 +45,9 @@ def of(past: Past) -> RangeTest | None:
         return None
     found = [past.facts.get(f"lr_find_{name}") for name in ("suggestion", "minimum_tenth")]
     suggestion, tenth = (float(value) if isinstance(value, int | float) else None for value in found)
-    return RangeTest(points, suggestion, tenth, bool(past.facts.get("lr_find_diverged")), failed)
+    return RangeTest(
+        points, suggestion, tenth, bool(past.facts.get("lr_find_diverged")), failed, bool(past.facts.get("lr_find_cut_short"))
+    )
 
 
 def plot(test: RangeTest, width: int = 64, height: int = 10) -> list[str]:

@@ -98,6 +98,22 @@ class LrRange:
         if index >= self._steps or (part.complete and (self._diverged or index == self._steps - 1)):
             self._finish(part)
 
+    def at_exit(self):
+        """The process ends. In the middle of the test, what it has saved is a model that the test has wrecked."""
+        if self._over or not self._groups:
+            return
+        self._over = True
+        taken = len(self._heard)
+        text = (
+            "the command ended after %d of the range test's %d steps: %sa model that it saved is the test's, not a training's"
+        )
+        notices.say_once(text % (taken, self._steps, "nothing was put back, " if self._goes_on else ""))
+        if taken:
+            self._recorder.session.meta({"lr_find_cut_short": True})
+            self._tell()
+        else:
+            self._recorder.session.meta({"lr_find_failed": "no loss was seen"})
+
     # ----------------------------------------------------------------------------------------------------- details
     def _keep(self, part):
         """`continue`: the first iteration has been taken as ever; what stands now is what will be put back."""

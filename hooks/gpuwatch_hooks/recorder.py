@@ -126,6 +126,9 @@ class Recorder:
             self._publish()
             if self._waiting:
                 time.sleep(0.002)
+        for probe in self.probes:
+            if hasattr(probe, "at_exit"):
+                self.session.guard.run(probe.name, probe.at_exit)
         self.session.guard.run("flush", self._tell_resident)
 
     def _tell_resident(self):

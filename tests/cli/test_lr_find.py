@@ -20,6 +20,7 @@ def test_the_curve_the_suggestion_and_the_picture(gpuwatch, tmp_path):
     assert len(rates) > 30
     assert 1e-5 <= result["suggestion"] <= 10
     assert result["failed"] == ""
+    assert not result["cut_short"]
     directory = tmp_path / "runs" / "found"
     assert (directory / "lr-find.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(directory), size_guidance={"images": 0, "scalars": 0}).Reload()
@@ -27,6 +28,15 @@ def test_the_curve_the_suggestion_and_the_picture(gpuwatch, tmp_path):
     smoothed = [event.value for event in events.Scalars("lr_find/smoothed_loss")]
     assert len(smoothed) == len(rates)
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_command_that_ends_in_the_middle_of_the_test(gpuwatch, tmp_path):
+    ran = gpuwatch("lr-find", "--logdir", tmp_path / "runs", "--json", "--", sys.executable, LOOP, "plain", "--batches", "40")
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(ran.stdout[ran.stdout.index("{") :])
+    assert len(result["points"]) == 40
+    assert result["cut_short"]
+    assert "the command ended after 40 of the range test's 100 steps" in ran.stderr
 
 
 def test_a_command_that_does_not_train(gpuwatch, tmp_path):
