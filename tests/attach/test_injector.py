@@ -64,7 +64,7 @@ def test_storms_survive_it(storm, launch, tmp_path):
     target = launch("storm.py", storm)
     for number in range(15):
         inject(target.pid, note(tmp_path / "ran", number))
-        until(lambda number=number: len(lines(tmp_path / "ran")) == number + 1)
+        until(lambda number=number: len(set(lines(tmp_path / "ran"))) == number + 1)  # a forked child may run it, too
     assert target.poll() is None
 
 
