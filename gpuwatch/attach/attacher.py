@@ -74,6 +74,14 @@ def choose(process: Process, method: str) -> str:
     return "ptrace" if machines.here() else "gdb"
 
 
+def _no_such_way(process: Process, method: str) -> Outcome | None:
+    if method != "remote-debug" or process.python in remote_debug.VERSIONS:
+        return None
+    version = ".".join(map(str, process.python or ()))
+    sentence = f"Python {version} has no remote debugging interface that we know (3.14 has)"
+    return Outcome(pid=process.pid, title=process.title, answer="refused", sentence=sentence, fix="use another --method")
+
+
 def apply(
     pid: int,
     verb: str,
@@ -93,6 +101,8 @@ def apply(
         if told.good or method == "socket":
             return replace(told, seconds=time.monotonic() - began)
     process, refusal = look(pid)
+    if process is not None and refusal is None:
+        refusal = _no_such_way(process, method)
     if process is None or refusal is not None:
         assert refusal is not None
         return refusal
@@ -263,6 +273,9 @@ def _read_report(process: Process, memory: int, address: int) -> str | None:
 
 
 def _queued(process: Process, found_in: str) -> str:
+    with suppress(OSError, ValueError, KeyError):
+        if read_process(process.pid).state == "T":
+            return f"queued: the process is stopped; kill -CONT {process.pid} lets it go on"
     asleep = visit.asleep(process.pid)
     where = waiting_in(process.pid) if asleep is not None else ""
     place = f"sleeps in {where}" if where else f"runs code of {found_in}" if found_in else "is busy"
@@ -278,6 +291,7 @@ _EXPLAINED = {
     "importing": ("it is still importing {}", "try again with --wait"),
     "locked": ("it was in the middle of an import each time", "try again with --wait"),
     "stepping": ("it was in the middle of torch's step hooks each time", "try again with --wait"),
+    "elsewhere": ("another daemon records it already (it listens at {})", "look there, or `gpuwatch detach {pid}` first"),
     "inside": ("the hooks are not out yet", "run the command again"),
     "leaving": ("the hooks are not out yet", "run the command again"),
     "refused": ("the kernel refuses it {}", "allow that in its sandbox (seccomp, systemd), or raise its limits"),
@@ -291,5 +305,5 @@ def _told(answer: str, outcome: Outcome) -> Outcome:
     if word in GOOD_ANSWERS:
         return replace(outcome, answer=word)
     sentence, fix = _EXPLAINED.get(word, (answer, "please report this"))
-    answered = word if word in ("queued", "refused") else "failed"
-    return replace(outcome, answer=answered, sentence=sentence.format(rest), fix=fix)
+    answered = {"queued": "queued", "refused": "refused", "elsewhere": "refused"}.get(word, "failed")
+    return replace(outcome, answer=answered, sentence=sentence.format(rest), fix=fix.format(pid=outcome.pid))

@@ -66,7 +66,8 @@ def wait_for_torch(pids: list[int], timeout_seconds: float) -> None:
 def act(pids: list[int], verb: str, options: dict[str, Any], method: str, timeout_seconds: float) -> list[Outcome]:
     """The same for every pid, all at once: a process each, since a tracee belongs to one thread."""
     shared = paths.socket_to_call()
-    daemon = shared if paths.answers(shared) else None
+    asked = options.get("socket") in (None, str(shared))  # hooks that the shared daemon hears are not heard by another
+    daemon = shared if asked and paths.answers(shared) else None
     work = partial(_one, verb=verb, options=options, method=method, timeout_seconds=timeout_seconds, daemon=daemon)
     if len(pids) == 1:
         return [work(pids[0])]

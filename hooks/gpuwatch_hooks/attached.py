@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from . import bootstrap, doorway, identity, notices, session, settings, spare
+from . import bootstrap, doorway, forks, identity, notices, session, settings, spare
 
 #: Set by the loader: a callable that takes our modules and their finder out of the interpreter.
 forget = None
@@ -45,6 +45,8 @@ class Prepared:
     def close(self):
         """Not needed after all."""
         self.spare.close()
+        if not self.session.installed:
+            forks.forget(self.session)
         if self.door is not None:
             os.close(self.door)
 
@@ -83,12 +85,15 @@ def _warmed(current, pause):
 def begin(options, prepared=None):
     """Put the hooks in. `options`: socket, run, the adjustable settings, told (a line for stderr, or None), doorway.
 
-    Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings. "stepping" where
-    a hook more would break a loop over the hooks that is under way; ask again.
+    Returns "installed", or "already" where hooks are in already: they stay as they are, with the new settings. "elsewhere":
+    those talk to another daemon. "stepping" where a hook more would break a loop over the hooks that is under way; ask again.
     """
     current = session.renewed()
     adjustable = {name: options[name] for name in settings.ADJUSTABLE if options.get(name) is not None}
     if current.installed and not current.over:
+        other = _other_daemon(current, options)
+        if other is not None:
+            return "elsewhere: %s" % other
         current.adjust(adjustable, explicit=True)
         return "already"
     if _in_hook_loop():
@@ -112,6 +117,18 @@ def begin(options, prepared=None):
     if prepared is None:
         _tell(options)
     return "installed"
+
+
+def _other_daemon(current, options):
+    """The socket of a daemon other than the asked one that hears these hooks, or None. Hooks that nobody hears are led to the
+    asked one: theirs may never come back (a `gpuwatch attach --logdir` that was killed)."""
+    asked, theirs = options.get("socket"), current.settings.socket
+    if not asked or asked == theirs or options.get("doorway"):
+        return None
+    if current.control is not None and current.control.is_connected():
+        return theirs
+    current.settings = current.settings._replace(socket=asked)
+    return None
 
 
 def _tell(options):

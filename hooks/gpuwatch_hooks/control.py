@@ -62,6 +62,10 @@ class Control:
         """Whether the thread still runs."""
         return self._thread.is_alive()
 
+    def is_connected(self):
+        """Whether a daemon listens at the other end."""
+        return self._connection is not None
+
     def stop(self, patient=False):
         """Deliver what waits, say goodbye and end, within FAREWELL_SECONDS.
 

@@ -22,10 +22,20 @@ def watch(session):
     """Silence `session` in every child that is forked from now on. The interpreter has no way to take this back."""
     global _registered, _told  # noqa: PLW0603 - at-fork handlers are for the life of the process
     _sessions.add(session)
-    if not _registered:
+    if _told is None:
         _told = mmap.mmap(-1, 1)
+    if not _registered:
         os.register_at_fork(after_in_child=_silence)
         _registered = True
+
+
+def forget(session):
+    """`session` records no more: with the last one goes the shared byte, a page of memory. Children have their own mapping."""
+    global _told
+    _sessions.discard(session)
+    if not _sessions and _told is not None:
+        shared, _told = _told, None
+        shared.close()
 
 
 def _silence():

@@ -104,6 +104,7 @@ class Session:
     def cannot_begin(self, error):
         """There is no memory for a ring, or no thread to be had: the process goes on unrecorded, and is told."""
         self.over = self.renewable = True
+        forks.forget(self)
         recorder, self.recorder = self.recorder, None
         if recorder is not None:
             self.guard.run("remove", recorder.remove)
@@ -249,6 +250,7 @@ class Session:
             self._write_end(reason)
         self.over = self.renewable = True
         self._close_spare()
+        forks.forget(self)
         if not self.armed:
             self._shut_door()
         self._forget_exit()

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -250,6 +251,20 @@ def test_a_main_thread_that_may_not_be_visited_is_told_as_queued_and_waited_for(
     assert waiting.returncode == 0, said
     assert f"{target.pid} waits.py: " in said
     assert command("detach", target.pid, "--timeout", 60).returncode == 0
+
+
+def test_a_stopped_process_and_a_way_in_that_it_does_not_have_are_told(launch, command):
+    target = launch("trains.py")
+    os.kill(target.pid, signal.SIGSTOP)
+    out = command("attach", target.pid, "-q", "--timeout", 0.5)
+    os.kill(target.pid, signal.SIGCONT)
+    assert f"queued: the process is stopped; kill -CONT {target.pid} lets it go on" in out.stdout, out.stdout
+    until(lambda: ask(target, "look")["modules"])
+    assert command("detach", target.pid, "--timeout", 60).returncode == 0
+    if sys.version_info < (3, 14):
+        out = command("attach", target.pid, "--method", "remote-debug")
+        assert out.returncode == 1
+        assert f"Python 3.{sys.version_info[1]} has no remote debugging interface" in out.stdout, out.stdout
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from gpuwatch.attach import attacher, loader, payload
 from gpuwatch.attach.machines import here
 from tests.attach.conftest import ask, run_of, until
-from tests.running_daemon import PATIENCE, wait_until
+from tests.running_daemon import PATIENCE, RunningDaemon, wait_until
 
 pytestmark = pytest.mark.skipif(here() is None, reason="the ptrace injector is built for x86-64 and aarch64")
 CYCLES = max(8, round(30 / PATIENCE))
@@ -25,9 +25,9 @@ def detach(target):
 
 
 def ours_in_maps(pid):
-    """What an attach maps: the area of its text, far below everything else, and the ring."""
+    """What an attach maps: the area of its text, far below everything else, the ring, and a page for forked children."""
     with open(f"/proc/{pid}/maps") as lines:
-        return [line for line in lines if "gpuwatch" in line or line.startswith("10000")]
+        return [line for line in lines if "gpuwatch" in line or line.startswith("10000") or "/dev/zero" in line]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -104,6 +104,21 @@ def test_a_second_attach_changes_nothing_but_the_settings(launch, daemon):
     second = ask(target, "look")
     assert second == first
     assert run_of(target, daemon).run == "twice"
+    assert detach(target).answer == "detached"
+
+
+def test_hooks_whose_daemon_has_gone_are_led_to_the_one_that_asks(launch, daemon, tmp_path):
+    target = launch("trains.py")
+    with RunningDaemon(tmp_path) as first:
+        assert attach(target, first).answer == "installed"
+        wait_until(lambda: run_of(target, first))
+        refused = attach(target, daemon)
+        assert refused.answer == "refused"
+        assert refused.sentence == f"another daemon records it already (it listens at {first.socket})"
+        assert f"gpuwatch detach {target.pid}" in refused.fix
+    assert run_of(target, daemon) is None
+    until(lambda: attach(target, daemon).answer == "already")
+    wait_until(lambda: (r := run_of(target, daemon)) and r.tensors and r)
     assert detach(target).answer == "detached"
 
 

@@ -74,7 +74,7 @@ def test_a_forked_child_records_nothing_and_exits_as_it_would_have(armed):
 
 
 def test_twin_without_the_fork_handler_the_child_writes_into_the_parents_ring(armed, monkeypatch):
-    monkeypatch.setattr(forks, "_sessions", [])
+    monkeypatch.setattr(forks, "_sessions", set())
     reader = RingReader(armed.ring.fd)
     _in_child(lambda: armed.write(wire.KIND_EVENT, b"child"))
     assert reader.since(0)[0][0][2] == b"child"
@@ -291,3 +291,16 @@ def test_a_rank_that_multiprocessing_ends_says_why(make_daemon, ending, status, 
     _, kind, payload, _ = reader.since(0)[0][-1]
     reader.close()
     assert (kind, wire.END_HEAD.unpack(payload)) == (wire.KIND_END, (4, wire.END_REASONS.index(reason)))
+
+
+def test_the_page_that_children_share_goes_with_the_last_session(armed, make_session, monkeypatch):
+    monkeypatch.setattr(forks, "_sessions", {armed})  # without those of other tests
+    other = make_session()
+    other.arm()
+    armed.detach()
+    assert forks._told is not None
+    other.detach()
+    assert forks._told is None
+    last = make_session()
+    last.arm()
+    assert forks._told[0] == 0
