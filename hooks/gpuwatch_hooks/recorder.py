@@ -60,6 +60,7 @@ class Recorder:
         self.fetching = False
         self._in_backward = in_backward.InBackward(self)
         self._iteration_closed = False
+        self._stepping = None  # the entry whose step runs
         self._waiting = collections.deque()
         self._elsewhere = False  # whether it was said that another one steps too
         self._captured = False
@@ -156,6 +157,8 @@ class Recorder:
             return None
         if threading.get_ident() != self.meter.thread and not self._follow(began):
             return None
+        if self._stepping is not None and self._is_inner(optimizer):
+            return None
         part = self.open_part(optimizer)
         entry = part.entry
         if entry.in_step and stepping.depth() < 2:  # its last step ended in an exception
@@ -164,6 +167,7 @@ class Recorder:
         entry.in_step += 1
         if entry.in_step > 1:
             return None
+        self._stepping = entry
         self.clock.enter("other", began)
         replaced = stepping.count_closure(part, self.clock, self.session.guard, args, kwargs)
         if part.due:
@@ -181,10 +185,21 @@ class Recorder:
         if entry is None or not entry.in_step or not self.on_training_thread():
             return
         entry.in_step -= 1
-        if entry.in_step or entry.part is None:
+        if entry.in_step:
+            return
+        self._stepping = None
+        if entry.part is None:
             return
         self.clock.turn("other", began)
         self._close(entry.part)
+
+    def _is_inner(self, optimizer):
+        """Whether another optimizer's step has called this one's for the same tensors (Lookahead): its record has them."""
+        outer = self._stepping
+        if outer is self.roster.find(optimizer) or stepping.depth() < 2:
+            return False
+        own = set(map(id, outer.parameters))
+        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
     def skipped(self, optimizer):
         """A loss scaler did not call `optimizer.step`: its gradients are recorded all the same."""

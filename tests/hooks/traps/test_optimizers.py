@@ -395,3 +395,29 @@ def test_what_the_user_lets_go_is_let_go(batches):
         gc.collect()
         assert [reference() for reference in gone] == [None] * 6
     assert len(session.parts()) == 3
+
+
+class _Averaging(torch.optim.Optimizer):
+    """As Lookahead is written: an optimizer whose step lets another one step the same tensors."""
+
+    def __init__(self, inner):
+        self.optimizer = inner
+        super().__init__(inner.param_groups, {})
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+def test_an_optimizer_that_steps_another_one_of_the_same_tensors(model, batches):
+    """The gradients are those of one step, not of two: the norm would come out 1.41 times what it is."""
+    optimizer, true_norms = _Averaging(torch.optim.Adam(model.parameters(), lr=1e-3)), []
+    with recording() as session:
+        for inputs, targets in batches[:3]:
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(inputs), targets).backward()
+            true_norms.append(norm(model.parameters()))
+            optimizer.step()
+    parts = session.parts()
+    assert [part.step for part in parts] == [1, 2, 3]
+    assert [part.values["grad_norm"] for part in parts] == pytest.approx(true_norms, rel=CLOSE)
+    assert session.tables["tensor"][1] == ["0.weight", "0.bias", "2.weight", "2.bias"]
