@@ -119,7 +119,8 @@ def apply(
         fix = f"{right} a container add the capability SYS_PTRACE; or start it under `gpuwatch run`, which needs no tracing"
         return replace(outcome, answer="refused", sentence=sentence, fix=fix)
     except OSError as error:
-        return replace(outcome, sentence=f"process {pid}: {error.strerror}", fix="is it still there?")
+        sentence = f"process {pid} has ended" if preflight.has_ended(pid) else f"process {pid}: {error.strerror}"
+        return replace(outcome, sentence=sentence, fix="`gpuwatch ps` lists what trains here")
     return _told(answer, replace(outcome, stopped_microseconds=stopped, seconds=time.monotonic() - began))
 
 

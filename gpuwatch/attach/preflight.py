@@ -50,7 +50,8 @@ def _hopeless(process: Process) -> list[Finding]:
     if pid == os.getpid():
         return [Finding("self", f"process {pid} is this command itself", "give the pid of the training process")]
     if not process.readable:
-        return [_not_readable(process)]
+        ended = Finding("zombie", f"process {pid} has ended", "nothing is left to attach to")
+        return [ended if has_ended(pid) else _not_readable(process)]
     if process.python is None:
         return [Finding("not_python", f"process {pid} ({process.executable}) is not CPython", _rank_advice(process))]
     if process.tracer:
@@ -91,6 +92,14 @@ def _delayed(process: Process) -> list[Finding]:
         sentence = f"process {pid} sleeps uninterruptibly in {waiting_in(pid) or 'the kernel'}"
         return [Finding("uninterruptible", sentence, "the hooks go in when the kernel lets it go", fatal=False)]
     return []
+
+
+def has_ended(pid: int) -> bool:
+    """Whether the process is gone, or waits for its parent."""
+    try:
+        return read_process(pid).state == "Z"
+    except (OSError, ValueError, KeyError):
+        return not os.path.exists(f"/proc/{pid}")
 
 
 def _not_readable(process: Process) -> Finding:

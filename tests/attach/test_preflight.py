@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from gpuwatch.attach import attacher
 from gpuwatch.attach.attacher import look
 from gpuwatch.attach.preflight import check
 from gpuwatch.attach.process import children, python_processes, read_process
@@ -79,6 +81,20 @@ def test_gone_is_one_sentence():
     process, refusal = look(ended.pid)
     assert process is None
     assert refusal.sentence == f"there is no process {ended.pid}"
+
+
+def test_one_that_ends_while_it_is_looked_at_has_ended(launch, monkeypatch):
+    target = launch("fake_torch.py")
+    seen = read_process(target.pid)
+    target.kill()
+    until(lambda: read_process(target.pid).state == "Z")
+    finding = check(replace(seen, readable=False))[0]
+    assert finding.code == "zombie", finding
+    target.wait()
+    finding = check(replace(seen, readable=False))[0]
+    assert finding.sentence == f"process {target.pid} has ended"
+    monkeypatch.setattr(attacher, "look", lambda _pid: (seen, None))  # as it was a moment ago
+    assert attacher.apply(target.pid, "end", {}).sentence == f"process {target.pid} has ended"
 
 
 def test_stopped_is_no_refusal_but_told(launch):
