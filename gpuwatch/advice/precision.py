@@ -22,7 +22,7 @@ def mixed_precision(subject: Subject) -> Station:
     """Where the run stands with autocast and the loss scale."""
     measured, past = subject.measures, subject.past
     speedup = measured.amp_speedup_ratio
-    evidence = [f"The forward pass runs in {measured.precision}."]
+    evidence, bounds = [f"The forward pass runs in {measured.precision}."], None
     if speedup is not None:
         low, high = past.facts.get("amp_speedup_low"), past.facts.get("amp_speedup_high")
         bounds = (low, high) if isinstance(low, float) and isinstance(high, float) else None
@@ -35,6 +35,8 @@ def mixed_precision(subject: Subject) -> Station:
             return Station("mixed precision", "unknown", tuple(evidence), more)
     evidence += _work(subject)
     if any(half in measured.precision for half in _HALF):
+        if bounds and bounds[1] < 1.0:
+            return Station("mixed precision", "next", tuple(evidence), _SLOWER, Gain(f"{1 / speedup:.2f}x", MEASURED))
         return _in_use(subject, evidence)
     if speedup is not None:
         measured_gain = Gain(f"{speedup:.2f}x", MEASURED)
@@ -108,6 +110,7 @@ def _share(subject: Subject) -> str:
 _LET_GROW = "Let the loss scale grow to what the gradients want (init_scale, a smaller growth_interval)"
 _USE_BFLOAT16 = "Use bfloat16, which has float32's range: at no loss scale does fp16 hold all of these gradients."
 _ADVICE = "Wrap forward and loss in torch.autocast; with float16 also use torch.amp.GradScaler, with bfloat16 nothing else."
+_SLOWER = "Train in float32, which the probe found to be faster here, unless it is the memory that autocast is for."
 _ON_CPU = "On a CPU it pays only where that computes in bfloat16 itself (AMX, AVX512-BF16)."
 
 

@@ -86,6 +86,14 @@ def test_a_speed_up_whose_interval_holds_one_is_not_promised():
     assert "(95 %: 0.90 to 2.20)" in " ".join(station.evidence)
 
 
+def test_autocast_that_slows_a_run_down_is_not_done():
+    slower = {"amp_speedup_ratio": 0.5, "amp_speedup_low": 0.4, "amp_speedup_high": 0.6, "precision": "fp16"}
+    station = stations(facts=slower)["mixed precision"]
+    assert (station.standing, station.gain.basis, station.gain.text) == ("next", "measured", "2.00x")
+    assert "Train in float32" in station.action
+    assert stations(facts=slower | {"amp_speedup_high": 1.1})["mixed precision"].standing == "done"
+
+
 def test_head_room_is_told_where_the_device_is_known():
     facts = {"device_name": "H100", "device_memory_bytes": 80 << 30, "device_compute_capability": "6.1"}
     found = stations(facts=facts, fields={"torch_allocated_peak_bytes": float(20 << 30)})
