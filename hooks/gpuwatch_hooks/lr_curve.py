@@ -71,10 +71,10 @@ class Curve:
         return min(slopes)[1] if slopes else None
 
     def minimum_tenth(self):
-        """A tenth of the rate with the least smoothed loss: the careful choice. None when nothing was finite."""
+        """A tenth of the rate with the least smoothed loss: the careful choice. None when it fell nowhere."""
         smoothed = self.smoothed()
         index = _minimum(smoothed)
-        return self.rates[index] / 10.0 if index >= 0 and math.isfinite(smoothed[index]) else None
+        return self.rates[index] / 10.0 if index > 0 else None
 
 
 def _minimum(smoothed):

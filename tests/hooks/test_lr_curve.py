@@ -68,6 +68,7 @@ def test_what_falls_nowhere_gives_no_suggestion():
     rising = curve([1.0 + i for i in range(50)])
     assert rising.suggestion() is None
     assert curve([math.nan] * 50).minimum_tenth() is None
+    assert rising.minimum_tenth() is None, "a tenth of the lowest rate is no choice"
 
 
 def test_it_has_diverged_when_the_loss_is_several_times_its_least_or_not_finite():
