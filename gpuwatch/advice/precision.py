@@ -35,7 +35,7 @@ def mixed_precision(subject: Subject) -> Station:
             return Station("mixed precision", "unknown", tuple(evidence), more)
     evidence += _work(subject)
     if any(half in measured.precision for half in _HALF):
-        if bounds and bounds[1] < 1.0:
+        if speedup and bounds and bounds[1] < 1.0:
             return Station("mixed precision", "next", tuple(evidence), _SLOWER, Gain(f"{1 / speedup:.2f}x", MEASURED))
         return _in_use(subject, evidence)
     if speedup is not None:
