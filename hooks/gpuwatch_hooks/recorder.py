@@ -62,6 +62,7 @@ class Recorder:
         self._iteration_closed = False
         self._stepping = None  # the entry whose step runs
         self._waiting = collections.deque()
+        self._followed_at = None  # perf_counter_ns when it was moved over to
         self._elsewhere = False  # whether it was said that another one steps too
         self._captured = False
 
@@ -294,7 +295,8 @@ class Recorder:
     # ------------------------------------------------------------------------------------------------------ details
     def _follow(self, now):
         """Another thread steps than the one that is recorded: move over to it once the other has been silent for long."""
-        if self.previous_end is not None and now - self.previous_end < SILENCE_NS:
+        heard = self.previous_end if self.previous_end is not None else self._followed_at
+        if heard is not None and now - heard < SILENCE_NS:
             if not self._elsewhere:
                 self._elsewhere = True
                 text = "optimizers step in several threads at once: one of them is recorded"

@@ -47,6 +47,7 @@ class Session:
         self.at_end = None  # called on the control thread when it has gone after a detach
         self.renewable = False  # detached: an explicit start may make a new session
         self._writer = {}
+        self._arming = {}
         self._drops = collections.deque()
         self._early_events = collections.deque(maxlen=MAX_EARLY_EVENTS)
         self._last_step_head = None
@@ -77,6 +78,9 @@ class Session:
         data = sys.modules.get("torch.utils.data")
         if data is not None and data.get_worker_info() is not None:
             return False  # a DataLoader's worker, forked before its parent's first step: whatever it does, it is no rank
+        me = threading.get_ident()
+        if self._arming.setdefault("thread", me) != me:
+            return False  # another thread's first step is at it: two would make two rings, and two runs
         try:
             self._begin()
         except Exception as error:

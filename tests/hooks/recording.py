@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import threading
 import weakref
 
 import torch
@@ -33,6 +34,7 @@ class RecordingSession:
         self.faults = []
         self.guard = Guard(lambda probe, error: self.faults.append((probe, error)), lambda *_: None)
         self.ring = RingWriter(slots, 16384)
+        self._one_writer = threading.Lock()
         # Hundreds of tests in one process: rings that nobody closes filled the machine's memory.
         self._free = weakref.finalize(self, _close, self.ring)
         self._held = None  # the slots of the ring after it was closed
@@ -49,7 +51,8 @@ class RecordingSession:
         return True
 
     def write(self, kind, head, body=b""):
-        return self.ring.write(kind, head, body)
+        with self._one_writer:  # the session's gate drops the second; here nothing may be missing
+            return self.ring.write(kind, head, body)
 
     def event(self, code, step, value, text):
         return self.write(wire.KIND_EVENT, wire.EVENT_HEAD.pack(step, wire.EVENT_CODES.index(code), value), text.encode())

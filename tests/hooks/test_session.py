@@ -46,6 +46,26 @@ def test_arming_twice_is_arming_once(armed):
     assert (armed.ring, armed.control) == (ring, control)
 
 
+def test_two_threads_that_take_their_first_step_at_once_make_one_ring(make_session, monkeypatch):
+    session, inside, made = make_session(), threading.Event(), []
+    begin = session._begin
+
+    def slowly():
+        made.append(threading.get_ident())
+        inside.set()
+        time.sleep(0.2)
+        begin()
+
+    monkeypatch.setattr(session, "_begin", slowly)
+    first = threading.Thread(target=session.arm)
+    first.start()
+    inside.wait(10)
+    assert not session.arm()
+    first.join()
+    assert session.arm()
+    assert len(made) == 1
+
+
 def test_events_from_before_the_first_step_are_not_lost(make_session):
     session = make_session()
     session.event("notice", 0, 1.5, "early")
