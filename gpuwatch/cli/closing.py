@@ -82,10 +82,13 @@ def completed(told: Answer | None, found: Answer) -> Answer:
     return told
 
 
-def sentences(answer: Answer, logdir: Path) -> list[str]:
-    """What to tell of processes that trained: steps, how they ended where not well, findings, what was lost, where to look."""
+def sentences(answer: Answer, logdir: Path, status: int) -> list[str]:
+    """What to tell of processes that trained: steps, how they ended where not well, findings, what was lost, where to look.
+
+    `status` is the command's: its exit code, or minus the signal that killed it.
+    """
     trained = [process for process in answer.runs if process.step]
-    told = [f"{_steps(trained)}{_endings(trained)}, findings: {_findings(trained)}"]
+    told = [f"{_steps(trained)}{_endings(trained, status)}, findings: {_findings(trained)}"]
     short: dict[str, list[Process]] = {}
     for process in trained:
         if why := _shortfall(process):
@@ -118,9 +121,10 @@ def _shortfall(process: Process) -> str:
     return shortfall(process.step, process.kept_step, process.trouble, process.lost_records)
 
 
-def _endings(trained: list[Process]) -> str:
-    """How processes ended that did not end well, and which have not ended."""
-    bad = [p for p in trained if p.status in {"failed", "lost"} and not p.unfollowed]
+def _endings(trained: list[Process], status: int) -> str:
+    """How processes ended that did not end well, which have not ended, and the command's failure where none explains it."""
+    marked = [p for p in trained if p.end_reason.startswith("command ")]
+    bad = [p for p in trained if p.status in {"failed", "lost"} and not p.unfollowed and p not in marked]
     alive = [p for p in trained if p.status == "live"]
     words = []
     for process in bad[:_MAX_NAMED]:
@@ -128,6 +132,9 @@ def _endings(trained: list[Process]) -> str:
         words.append(who + ending(process.status, process.end_reason))
     if alive:
         words.append(f"{len(alive)} still running" if len(trained) > 1 else f"process {alive[0].pid} still runs")
+    if status and (marked or not any(p.status == "failed" for p in bad)):
+        how = f"signal {-status}" if status < 0 else f"exit {status}"
+        words.append(f"the command {ending('failed', how)}")
     return f" ({'; '.join(words)})" if words else ""
 
 

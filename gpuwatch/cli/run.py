@@ -117,7 +117,7 @@ def supervise(options: Options, opened: Callable[[str], object] | None = None) -
     finally:
         warning = daemon.end() if daemon else ""
     _say(options, warning)
-    _report(options, logdir, closing.completed(answer, closing.on_disk(token, logdir)), environ)
+    _report(options, logdir, closing.completed(answer, closing.on_disk(token, logdir)), environ, status)
     return status
 
 
@@ -150,11 +150,11 @@ def _announce(options: Options, logdir: Path, daemon: PrivateDaemon | None) -> N
     _say(options, f"recording as {options.name} in {logdir}{where}{other}")
 
 
-def _report(options: Options, logdir: Path, answer: Answer, environ: dict[str, str]) -> None:
+def _report(options: Options, logdir: Path, answer: Answer, environ: dict[str, str], status: int) -> None:
     if options.quiet:
         return
     if any(process.step for process in answer.runs):
-        for sentence in closing.sentences(answer, logdir):
+        for sentence in closing.sentences(answer, logdir, status):
             _say(options, sentence)
     elif answer.refused:
         _say(options, f"NOTHING WAS RECORDED: {answer.refused}")

@@ -30,6 +30,8 @@ _FRESH_SECONDS = 10.0
 def ending(status: str, end_reason: str) -> str:
     """A few words for a list, from `status` and `end_reason` of run.json: "failed, exit 3", "killed by SIGKILL", "died"."""
     what, _, number = end_reason.partition(" ")
+    if what == "command":
+        return f"command {ending(status, number)}"
     if what == "signal" and number.isdigit():
         return _by_signal(int(number))
     if what == "exit" and number:

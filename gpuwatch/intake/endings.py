@@ -29,14 +29,28 @@ def conclude(message: Ended, caller: Identity, state: State, no_room: Mapping[st
         runs = [
             run for run in state.runs.values() if run.hello.token == message.token and caller.uid in {_ROOT, run.identity.uid}
         ]
+        before = [(run.status, run.end_reason) for run in runs]
         for run in runs:
-            before = run.status, run.end_reason
             if run.identity.pid == message.pid:
                 run.conclude(message.status)
-            if before != (run.status, run.end_reason):
+        unexplained = 0 if _has_told_its_failure(runs) else message.status
+        for run, known in zip(runs, before, strict=True):
+            run.conclude_command(unexplained)
+            if known != (run.status, run.end_reason):
                 state.save(run)
         told = [_told(run, state) for run in runs[-_MAX_TOLD:]]
     return {"t": "done", "runs": told, "refused": no_room.get(message.token, "")}
+
+
+def _has_told_its_failure(runs: list[Run]) -> bool:
+    """Whether a process's own end explains why the command failed. One of an attempt that was started again does not."""
+    attempts: dict[str, int] = {}
+    for run in runs:
+        attempts[run.name] = max(run.attempt, attempts.get(run.name, 0))
+    return any(
+        run.status == "failed" and not run.end_reason.startswith("command ") and run.attempt == attempts[run.name]
+        for run in runs
+    )
 
 
 def _told(run: Run, state: State) -> dict[str, object]:

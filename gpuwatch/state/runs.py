@@ -160,6 +160,16 @@ class Run:
         self.end_reason = f"signal {-status}" if status < 0 else f"exit {status}" if status else "exit"
         self.changed = True
 
+    def conclude_command(self, status: int) -> None:
+        """How the command that this process is a child of ended; 0 when it is not for this process to say that it failed.
+
+        A process that leaves by sys.exit(3) says "exit", as one that is done does, and only its parent learns the number.
+        """
+        told = f"command signal {-status}" if status < 0 else f"command exit {status}" if status else "exit"
+        if told != self.end_reason and (self.end_reason == "exit" or self.end_reason.startswith("command ")):
+            self.status, self.end_reason = "failed" if status else "finished", told
+            self.changed = True
+
     def preamble(self) -> Iterator[tuple[int, int, int, bytes]]:
         """What each journal segment begins with: (ring id, monotonic ns, kind, payload)."""
         records: list[frames.Control] = [self.hello]

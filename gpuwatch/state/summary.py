@@ -52,7 +52,9 @@ class RunSummary(msgspec.Struct):
     identity: Identity
     hello: Hello
     status: str  # one of STATUSES; a live run whose process is gone was lost with its daemon
-    end_reason: str  # exit, exception, detached; exit N, signal N (`gpuwatch run` told); gone: without a word
+    #: exit, exception, detached; gone: without a word. From `gpuwatch run`: exit N, signal N; command exit N, command signal N
+    #: for a child of the command, whose own number nobody tells.
+    end_reason: str
     facts: dict[str, str | int | float | bool]
     started_wall_seconds: float
     updated_wall_seconds: float

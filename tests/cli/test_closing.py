@@ -128,4 +128,29 @@ def process(**changes):
     ],
 )
 def test_the_last_lines(processes, told):
-    assert closing.sentences(Answer([process(**changes) for changes in processes]), "runs") == told
+    assert closing.sentences(Answer([process(**changes) for changes in processes]), "runs", 0) == told
+
+
+MARKED = {"status": "failed", "end_reason": "command exit 1"}
+
+
+@pytest.mark.parametrize(
+    ("processes", "status", "told"),
+    [
+        ([MARKED], 1, "20 steps recorded (the command failed, exit 1)"),
+        ([{"world_size": 2, **MARKED}, {"rank": 1, "world_size": 2, **MARKED}], 1, "on 2 ranks (the command failed, exit 1)"),
+        ([{}], -15, "20 steps recorded (the command ended by SIGTERM)"),  # its daemon was gone
+        ([{"status": "lost", "end_reason": "gone"}], 1, "20 steps recorded (died; the command failed, exit 1)"),
+        ([{"status": "failed", "end_reason": "exit 1"}], 1, "20 steps recorded (failed, exit 1)"),
+        (
+            [{"world_size": 2}, {"rank": 1, "world_size": 2, "status": "failed", "end_reason": "exception"}],
+            1,
+            "20 steps recorded on 2 ranks (rank 1 failed, exception)",
+        ),
+        # torchrun has started it twice.
+        ([{"status": "failed", "end_reason": "exception"}, MARKED], 1, "(x failed, exception; the command failed, exit 1)"),
+    ],
+)
+def test_a_command_that_failed_is_told(processes, status, told):
+    first, *_ = closing.sentences(Answer([process(**changes) for changes in processes]), "runs", status)
+    assert first.endswith(f"{told}, findings: none")

@@ -74,6 +74,45 @@ def test_it_ends_as_the_command_ended(gpuwatch, ending, code, how):
     assert run["standing"].removesuffix(" (out of memory?)") == how
 
 
+LAUNCHER = """
+import subprocess, sys
+
+ranks = [subprocess.Popen([sys.executable, "rank.py", code]) for code in sys.argv[1:]]
+sys.exit(1 if any([rank.wait(timeout=60) for rank in ranks]) else 0)
+"""
+RANK = """
+import sys, torch
+
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for _ in range(20):
+    weight.square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ((sys.executable, "-c", LAUNCHER, "0", "3"), 1),  # as torchrun, whatever the rank's own code
+        (("sh", "-c", f"{sys.executable} rank.py 3; exit $?"), 3),
+    ],
+)
+def test_a_child_that_leaves_by_sys_exit_fails_its_command(gpuwatch, tmp_path, command, code):
+    """Real trainings with the hooks in them: these see the process leave and cannot see its number."""
+    (tmp_path / "rank.py").write_text(RANK)
+    result = gpuwatch("run", "--name", "x", "--", *command)
+    assert result.returncode == code, result.stderr
+    how = f"command failed, exit {code}"
+    assert f" (the {how}), findings: " in result.stderr
+    processes = json.loads(gpuwatch("runs", "--json").stdout)
+    assert {(run["status"], run["standing"], run["step"]) for run in processes} == {("failed", how, 20)}
+    assert how in gpuwatch("runs").stdout
+    assert gpuwatch("status", "x").stdout.startswith(f"x  {how}  step 20")
+
+
 def test_quiet_says_nothing_and_stdin_is_the_commands(gpuwatch):
     result = gpuwatch("run", "-q", "--", "cat", input="through\n")
     assert (result.returncode, result.stdout, result.stderr) == (0, "through\n", "")
@@ -259,7 +298,7 @@ def test_a_shared_daemon_that_goes_under_the_run_is_told(gpuwatch, tmp_path, env
         result = gpuwatch("run", "--name", "x", "--", *TRAINS, "between", kill, env=there)
         assert result.returncode == 1, "this training's own goodbye finds nobody"
         _, last, gone, see = result.stderr.splitlines()[-4:]
-        assert last == "gpuwatch: 20 steps recorded, findings: none"
+        assert last == "gpuwatch: 20 steps recorded (the command failed, exit 1), findings: none"
         assert re.fullmatch(
             r"gpuwatch: NOT ALL OF IT WAS KEPT: the daemon is gone, and what came after .* is not recorded", gone
         )

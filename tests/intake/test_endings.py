@@ -12,7 +12,7 @@ from gpuwatch_hooks import wire
 from gpuwatch.intake import endings
 from gpuwatch.intake.decode import Ended, decode_message
 from gpuwatch.state import summary
-from gpuwatch.state.identity import Identity
+from gpuwatch.state.identity import Hello, Identity
 from gpuwatch.state.records import DecodeError
 
 TOKEN = "0123456789abcdef"
@@ -80,6 +80,53 @@ def test_a_process_that_is_not_the_command_itself_keeps_what_is_known_of_it(desk
     gone(desk, run)
     (told,) = ended(1, pid=os.getpid() + 1)["runs"]
     assert (told["status"], told["end_reason"]) == ("lost", "gone")
+
+
+@pytest.mark.parametrize(("status", "told"), [(1, "command exit 1"), (-15, "command signal 15")])
+def test_a_child_that_went_quietly_is_marked_when_its_command_fails(desk, client, ended, status, told):
+    """A rank that ends by sys.exit(3) says "exit", as one that is done does: nobody but its parent learns the number."""
+    run = train(desk, client, reason="exit")
+    gone(desk, run)
+    for _ in range(2):  # asked again it answers the same
+        (process,) = ended(status, pid=os.getpid() + 1)["runs"]
+        assert (process["status"], process["end_reason"]) == ("failed", told)
+    known = summary.decode((desk.logdir / run.directory / "run.json").read_bytes())
+    assert (known.status, known.end_reason) == ("failed", told)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "expected"),
+    [
+        ("exit", 0, ("finished", "exit")),
+        ("exception", 1, ("failed", "exception")),
+        ("detached", 1, ("finished", "detached")),
+    ],
+)
+def test_a_child_is_not_blamed_for_what_it_has_told_itself(desk, client, ended, reason, status, expected):
+    run = train(desk, client, reason=reason)
+    gone(desk, run)
+    (told,) = ended(status, pid=os.getpid() + 1)["runs"]
+    assert (told["status"], told["end_reason"]) == (run.status, run.end_reason) == expected
+
+
+def process(desk, *, rank, status, end_reason):
+    hello = Hello(run="x", rank=rank, world_size=2, ring_id=rank + 1, monotonic_ns=1, wall_ns=1, token=TOKEN)
+    run = desk.state.open_run(hello, Identity(os.geteuid(), 4_000_000 + rank, 5))
+    run.status, run.end_reason = status, end_reason
+    return run
+
+
+def test_a_rank_that_tells_how_it_failed_clears_the_others(desk):
+    """Also when it tells so only after the first question: it was on its way out."""
+    done = process(desk, rank=0, status="finished", end_reason="exit")
+    failed = process(desk, rank=1, status="live", end_reason="")
+    message, caller = Ended(TOKEN, 5, 1), Identity(os.geteuid(), 5, 5)
+    endings.conclude(message, caller, desk.state, {})
+    assert (done.status, done.end_reason) == ("failed", "command exit 1")
+    failed.status, failed.end_reason = "failed", "exception"
+    endings.conclude(message, caller, desk.state, {})
+    assert (done.status, done.end_reason) == ("finished", "exit")
+    assert failed.end_reason == "exception"
 
 
 def test_a_process_that_still_runs_stays_live(desk, client, ended):
