@@ -28,10 +28,7 @@ def web(state, stats):
 @pytest.fixture
 def pages(web):
     metrics = Response(b"metrics")
-    return web.routes(lambda _: metrics, ["loss_spike"], lambda name: f"# {name}", lambda: pages_reason[0])
-
-
-pages_reason = [""]
+    return web.routes(lambda _: metrics, ["loss_spike"], lambda name: f"# {name}")
 
 
 def get(pages, path):
@@ -163,9 +160,3 @@ def test_gpus_as_json_with_their_processes_and_the_host(state, pages):
 def test_health(pages):
     assert get(pages, "/-/healthy").status == 200
     assert get(pages, "/-/ready").status == 200
-    pages_reason[0] = "intake has not started"
-    try:
-        answer = get(pages, "/-/ready")
-    finally:
-        pages_reason[0] = ""
-    assert (answer.status, answer.body) == (503, b"intake has not started\n")

@@ -81,6 +81,7 @@ def test_failures_that_the_loop_caught_are_counted(monkeypatch):
 
     with recording() as session:
         probe = next(probe for probe in session.recorder.probes if isinstance(probe, MemoryProbe))
+        monkeypatch.setattr(torch.cuda, "_initialized", True)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         properties = types.SimpleNamespace(name="H100", total_memory=1, major=9, minor=0)

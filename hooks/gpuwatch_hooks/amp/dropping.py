@@ -4,7 +4,7 @@ The hooks sit on the optimizers themselves and not in the session's ledger: when
 a step, from another thread or between two bytecodes of this one, it still has to end as it began. They then go with it.
 """
 
-from .. import keepsake, patching, untraced
+from .. import keepsake, patching, stepping, untraced
 from . import stopwatch
 
 
@@ -25,6 +25,7 @@ class Dropping:
         self._under_way = False
         self._over = False
         self._stepped = set()  # ids of the optimizers that have taken this step
+        self._depths = {}  # id(optimizer) -> how many of its steps are running, one inside the other
         self._hidden = {}  # id(optimizer) -> [(parameter, gradient)]
         self._ledger = patching.Ledger()
         for optimizer in self._optimizers:
@@ -65,7 +66,11 @@ class Dropping:
             self._ledger.remove()
 
     def _before(self, optimizer, args, kwargs):
-        if id(optimizer) in self._stepped:
+        depth = self._depths.get(id(optimizer), 0)
+        if depth and stepping.depth() < 2:  # its last step ended in an exception
+            depth = 0
+        self._depths[id(optimizer)] = depth + 1
+        if depth or id(optimizer) in self._stepped:  # a subclass that calls super().step(): torch hooks both
             return None
         closure = kwargs.get("closure") if "closure" in kwargs else args[1] if len(args) > 1 else None
         if not callable(closure):
@@ -93,6 +98,9 @@ class Dropping:
                     parameter.grad = None
 
     def _after(self, optimizer, _args, _kwargs):
+        self._depths[id(optimizer)] = depth = self._depths.get(id(optimizer), 1) - 1
+        if depth > 0:
+            return
         self._watch.together()
         for parameter, gradient in self._hidden.pop(id(optimizer), ()):
             if parameter.grad is None:

@@ -15,7 +15,10 @@ FORWARD, HALF_FORWARD, UPDATE = 0.02, 0.01, 0.04
 
 
 class Slow(torch.optim.SGD):
-    """An optimizer whose update takes longer than the whole half-precision forward pass; without gradients, no time."""
+    """An optimizer whose update takes longer than the whole half-precision forward pass; without gradients, no time.
+
+    Its step calls another that torch hooks too, once a plain SGD has been made in this process.
+    """
 
     def step(self, closure=None):
         loss = closure() if closure is not None else None
@@ -42,6 +45,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_update_is_in_both_times(has_closure, autocast):
     model = Net()
+    torch.optim.SGD(model.parameters(), 0.01)
     optimizer = Slow(model.parameters(), 0.01)
 
     def computed():
