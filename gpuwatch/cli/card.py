@@ -83,7 +83,7 @@ def _head(rank: Recorded) -> Iterator[str]:
         hello.device,
         framework if (framework := str(known.facts.get("framework") or hello.framework)) != "torch" else "",
         _precision(known),
-        f"{known.parameters:,} parameters in {known.tensors} tensors" if known.tensors else "",
+        summary.size_in_words(known),
     ]
     text = ", ".join(part for part in about if part)
     yield from map(dim, textwrap.wrap(text, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))

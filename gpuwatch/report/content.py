@@ -15,7 +15,7 @@ from gpuwatch.report.chart import Line, Mark, line_chart
 from gpuwatch.report.heat_map import heat_map
 from gpuwatch.report.series import charts
 from gpuwatch.state.findings import SEVERITIES, Finding
-from gpuwatch.state.summary import RunSummary
+from gpuwatch.state.summary import RunSummary, size_in_words
 
 _MAX_LAYERS = 160
 _MAX_SCALARS = 12
@@ -199,7 +199,7 @@ def _about(summary: RunSummary, past: Past) -> Iterator[Block]:
         "torch": hello.torch,
         "framework": hello.framework,
         "device": hello.device,
-        "parameters": f"{summary.parameters:,} in {summary.tensors:,} tensors",
+        "parameters": size_in_words(summary),
         **{name: str(value) for name, value in past.facts.items()},
     }
     yield Table(("fact", "value"), tuple((name, value) for name, value in facts.items() if value))

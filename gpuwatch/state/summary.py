@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import msgspec
+from gpuwatch_hooks import wire
 
 from gpuwatch.state.counters import Counters
 from gpuwatch.state.course import Course
@@ -104,6 +105,14 @@ def from_tree(plain: Any) -> RunSummary | None:
     except (msgspec.MsgspecError, RecursionError, TypeError, KeyError, AttributeError):
         return None
     return summary if summary.version == VERSION else None
+
+
+def size_in_words(summary: RunSummary) -> str:
+    """How many parameters are trained, as far as their table goes; empty where none is known."""
+    if not summary.tensors:
+        return ""
+    at_least = "at least " if summary.tensors >= wire.MAX_TENSORS else ""
+    return f"{at_least}{summary.parameters:,} parameters in {at_least}{summary.tensors:,} tensors"
 
 
 def jsonable(value: float) -> float | str:
