@@ -12,7 +12,19 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from gpuwatch.attach import connected, doorway, gdb, injector, machines, payload, placed_file, preflight, remote_debug, visit
+from gpuwatch.attach import (
+    connected,
+    doorway,
+    gdb,
+    injector,
+    machines,
+    payload,
+    placed_file,
+    preflight,
+    reach,
+    remote_debug,
+    visit,
+)
 from gpuwatch.attach.entry import InjectError
 from gpuwatch.attach.loader import LEFT_AT, REPORT_BYTES, REPORTED
 from gpuwatch.attach.payload import Place
@@ -82,6 +94,19 @@ def _no_such_way(process: Process, method: str) -> Outcome | None:
     return Outcome(pid=process.pid, title=process.title, answer="refused", sentence=sentence, fix="use another --method")
 
 
+def _out_of_reach(process: Process, verb: str, options: dict[str, Any]) -> Outcome | None:
+    closed = reach.closed_to(process, options.get("socket") or "") if verb == "begin" else ""
+    if not closed:
+        return None
+    return Outcome(
+        pid=process.pid,
+        title=process.title,
+        answer="refused",
+        sentence=f"its user (uid {process.uid}) may not pass {closed}, so the hooks could not reach the daemon",
+        fix="attach as that user, or to a daemon for all users: `gpuwatch daemon` as root listens in /run/gpuwatch",
+    )
+
+
 def apply(
     pid: int,
     verb: str,
@@ -102,7 +127,7 @@ def apply(
             return replace(told, seconds=time.monotonic() - began)
     process, refusal = look(pid)
     if process is not None and refusal is None:
-        refusal = _no_such_way(process, method)
+        refusal = _no_such_way(process, method) or _out_of_reach(process, verb, options)
     if process is None or refusal is not None:
         assert refusal is not None
         return refusal

@@ -4,13 +4,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from gpuwatch.attach import attacher
+from gpuwatch.attach import attacher, reach
 from gpuwatch.attach.attacher import look
 from gpuwatch.attach.preflight import check
 from gpuwatch.attach.process import children, python_processes, read_process
@@ -142,6 +145,35 @@ def test_a_user_is_told_of_another_users_process():
     finally:
         target.kill()
         target.wait()
+
+
+@pytest.mark.skipif(not is_root, reason="needs root to become somebody else")
+@pytest.mark.parametrize(
+    ("folder_mode", "socket_mode", "closed"), [(0o700, 0o666, "f"), (0o755, 0o600, "f/s"), (0o755, 0o666, "")]
+)
+def test_a_daemon_that_the_jobs_user_cannot_come_to(folder_mode, socket_mode, closed):
+    """By the mode bits as by the kernel: the job itself tries."""
+    with tempfile.TemporaryDirectory(prefix="gw") as top, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        os.chmod(top, 0o755)
+        folder = Path(top, "f")
+        folder.mkdir()
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        os.chmod(folder / "s", socket_mode)
+        os.chmod(folder, folder_mode)
+        program = (
+            "import os, socket, sys, time\nos.setgroups([]); os.setgid(1234); os.setuid(1234)\n"
+            "one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+            "print(one.connect_ex(sys.argv[1]), flush=True)\ntime.sleep(60)"
+        )
+        target = subprocess.Popen([sys.executable, "-c", program, str(folder / "s")], stdout=subprocess.PIPE, text=True)
+        try:
+            assert (int(target.stdout.readline()) == 0) == (closed == "")
+            found = reach.closed_to(read_process(target.pid), str(folder / "s"))
+            assert found == (str(Path(top, closed)) if closed else "")
+        finally:
+            target.kill()
+            target.wait()
 
 
 @pytest.mark.skipif(not is_root, reason="what root is told")
