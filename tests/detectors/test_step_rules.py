@@ -327,6 +327,79 @@ def test_an_optimizer_whose_tensors_never_get_a_gradient() -> None:
     assert (finding.severity, finding.step, finding.first_step) == ("critical", 5, 1)
 
 
+NO_BACKWARD = {"tensors_without_gradient": 4.0, "weight_norm": 10.0}
+FROZEN = {"loss": 1.0, "micro_batches": 1.0, "tensors_without_gradient": 0.0, "weight_norm": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (NO_BACKWARD, ("no backward pass came before the 15 steps up to 15", "none of the 4 parameters had a gradient")),
+        (FROZEN, ("none of the 4 parameters had a gradient in the 15 steps up to 15", "requires_grad=False")),
+        (
+            NO_BACKWARD | {"tensors_without_gradient": 0.0},
+            ("no backward pass came before the 15 steps up to 15", "requires_grad=False"),
+        ),
+    ],
+    ids=["backward forgotten", "everything frozen", "both"],
+)
+def test_steps_without_any_gradient_are_told_with_what_is_missing(values: dict[str, float], said: tuple[str, ...]) -> None:
+    sim = simulation()
+    for _ in range(40):
+        sim.advance(values)
+    finding = only(sim, "parameters_not_updated")
+    assert (finding.severity, finding.step, finding.first_step, finding.value) == ("critical", 15, 1, 15)
+    assert all(words in finding.summary.lower() for words in (word.lower() for word in said)), finding.summary
+    assert "backward()" in finding.action
+    play(sim, 5, tables=stuck(), tensors_without_gradient=0.0)
+    assert finding.state == "closed"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [NO_BACKWARD] * 14 + [{"grad_norm": 1.0, "tensors_without_gradient": 0.0}],
+        [FROZEN | {"skipped": 1.0}],
+        [NO_BACKWARD | {"closure_calls": 1.0}],
+        [NO_BACKWARD | {"update_ratio": 1e-9}],
+        [NO_BACKWARD | {"weight_norm": 10.0 + place / 8} for place in range(20)],
+        [NO_BACKWARD | {"weight_norm": 10.0 + place / 8} for place in range(3)] + [{"tensors_without_gradient": 4.0}] * 297,
+        [{"loss": 1.0, "micro_batches": 1.0}],
+        [{"tensors_without_gradient": 2.0, "grad_norm": 1.0}],
+    ],
+    ids=[
+        "an optimizer that takes turns with another",
+        "skipped by the loss scaler",
+        "an optimizer without derivatives, with a closure",
+        "an optimizer that is given its gradients",
+        "weights that something else trains",
+        "weights that are looked at seldom",
+        "gradients that cannot be read",
+        "one group frozen",
+    ],
+)
+def test_steps_without_a_gradient_that_are_no_fault(steps: list[dict[str, float]]) -> None:
+    sim = simulation()
+    for number in range(300):
+        sim.advance(steps[number % len(steps)])
+    assert sim.of("parameters_not_updated") == []
+
+
+def test_a_rank_without_parameters_has_nothing_to_update() -> None:
+    sim = Simulation()
+    for _ in range(40):
+        sim.advance(FROZEN)
+    assert sim.of("parameters_not_updated") == []
+
+
+def test_a_skipped_step_neither_counts_nor_ends_the_count() -> None:
+    sim = simulation()
+    for number in range(40):
+        sim.advance(NO_BACKWARD | {"skipped": float(number % 2)})
+    finding = only(sim, "parameters_not_updated")
+    assert (finding.step, finding.value) == (29, 15)
+
+
 def test_an_optimizer_that_holds_a_layer_which_was_replaced() -> None:
     sim = simulation()
     play(sim, 3, tensors_without_gradient=1.0)

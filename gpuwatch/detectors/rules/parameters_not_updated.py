@@ -3,15 +3,18 @@
 ## What it means
 
 Either the optimizer holds other tensors than the ones that are trained (it was made before the model was moved, wrapped,
-re-created or loaded), so that none of its tensors ever gets a gradient; or weights get a gradient and stay the same, bit by
-bit: updates too small for the number format (bfloat16 weights have 8 bits), a learning rate of zero for one group, or code
-that writes the old values back.
+re-created or loaded), so that none of its tensors ever gets a gradient; or there is none at all, since `loss.backward()` is
+missing or everything is frozen; or weights get a gradient and stay the same, bit by bit: updates too small for the number
+format (bfloat16 weights have 8 bits), a learning rate of zero for one group, or code that writes the old values back.
 
 ## The test
 
-Any of these is enough, in `looks` looks running.
+Any of these is enough, in `looks` looks running where no other number is given.
 
 * The loop computed a loss and called backward, and not one of the optimizer's trainable tensors had a gradient.
+* `bare_steps` applied steps running of all optimizers had no gradient at all: no backward pass came before them, or every
+  tensor is frozen (`requires_grad=False`). The summary says which. Steps with a closure are not counted, and neither are
+  those in which the weights change all the same.
 * Some of the optimizer's trainable tensors have no gradient, while tensors of the same model have one and are in no optimizer
   (looked for at steps 4, 8, 16 ...): the optimizer holds what was replaced.
 * The learning rate of every group has been 0 for `zero_rate_steps` applied steps; this one is a warning.
@@ -23,14 +26,17 @@ Updates are measured at some steps only (see the overhead budget), so the last w
 
 ## What to do
 
-1. Make the optimizer after the model is in its final form (`.to(device)`, wrapped, adapters added), from its `parameters()`.
-2. Keep weights in float32 and use autocast, when they are bfloat16 or float16.
-3. Print the learning rate of every group (`train/lr/GROUP` in TensorBoard).
+1. See that each step has its `loss.backward()`, on the loss and not on a detached copy, and that what is to be trained has
+   `requires_grad=True`.
+2. Make the optimizer after the model is in its final form (`.to(device)`, wrapped, adapters added), from its `parameters()`.
+3. Keep weights in float32 and use autocast, when they are bfloat16 or float16.
+4. Print the learning rate of every group (`train/lr/GROUP` in TensorBoard).
 
 ## When it is wrong
 
 A loop that alternates several optimizers over the same tensors, or averages weights back (lookahead), may undo a step between
-two looks. Steps of a closure that is called several times are not judged.
+two looks. Steps of a closure that is called several times are not judged. An optimizer that takes its gradients from elsewhere
+than `parameter.grad` is told until its updates are measured, when these have been thinned (see the overhead budget).
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from gpuwatch.detectors.bare_steps import BareSteps
 from gpuwatch.detectors.matrices import matrices
 from gpuwatch.detectors.rule import Quiet, Rule, Steps, Thresholds, Verdict
 from gpuwatch.detectors.sample import Sample
@@ -52,6 +59,7 @@ _FIRST_NORMS = 20
 
 class Limits(Thresholds, frozen=True):
     looks: Annotated[Steps, Meta(description="looks running")] = 5
+    bare_steps: Annotated[Steps, Meta(description="applied steps running without any gradient")] = 15
     zero_rate_steps: Annotated[Steps, Meta(description="steps running at a learning rate of 0")] = 20
 
 
@@ -59,13 +67,17 @@ class ParametersNotUpdated(Rule[Limits]):
     name = "parameters_not_updated"
     severity = "critical"
     statistic = "looks running at which nothing changed"
-    action = "Make the optimizer from the parameters of the final model; keep weights in float32; check each group's rate."
+    action = (
+        "See that loss.backward() runs before the step; make the optimizer from the final model's parameters, not frozen;"
+        " keep weights in float32; check each group's rate."
+    )
     thresholds_type = Limits
     quiet_steps = 3
 
     def __init__(self, thresholds: Limits) -> None:
         super().__init__(thresholds)
         self._empty = 0  # steps running without any gradient
+        self._bare = BareSteps()
         self._stray: Event | None = None  # the last news of tensors that are in no optimizer
         self._stale = 0  # steps running with tensors that lack a gradient
         self._zero_rate = 0  # applied steps running at a learning rate of 0
@@ -79,9 +91,12 @@ class ParametersNotUpdated(Rule[Limits]):
         if norm is not None and len(self._first_norms) < _FIRST_NORMS:
             self._first_norms.append(norm)
         without = sample.value("tensors_without_gradient")
+        bare = self._bare.observe(sample)
         if norm is None and "grad_norm" not in sample.values and (without or 0.0) > 0.0 and sample.value("micro_batches"):
             return self._judge_empty(sample, without or 0.0)
         self._empty = 0
+        if bare >= self.thresholds.bare_steps:
+            return self._bare_verdict(sample)
         found = self._judge_stale(sample, without or 0.0)
         if found is not None or not sample.applied or sample.value("closure_calls"):
             return found or Quiet.UNMEASURED
@@ -101,6 +116,10 @@ class ParametersNotUpdated(Rule[Limits]):
             f" {sample.number}: it does not hold the tensors that are trained."
         )
         return Verdict(self._empty, self.thresholds.looks, summary, first_step=max(1, sample.number - self._empty + 1))
+
+    def _bare_verdict(self, sample: Sample) -> Verdict:
+        bare = self._bare
+        return Verdict(bare.count, self.thresholds.bare_steps, bare.sentence(sample), first_step=bare.first_step)
 
     def _judge_stale(self, sample: Sample, without: float) -> Verdict | None:
         self._stray = stray = next(iter(sample.news("untrained_parameters")[-1:]), self._stray)

@@ -102,9 +102,11 @@ class LiveProbe:
         if self._switch is not None:
             self._switch.remove()
 
-    def before(self, _part):
-        """A scheduler's step behind a dropped step belongs to that."""
+    def before(self, part):
+        """A scheduler's step behind a dropped step belongs to that; and that such a step changes nothing is no finding."""
         self._holding = self._drops()
+        if self._holding:
+            part.updates = None
 
     def after(self, part):
         """One optimizer has stepped; the probe moves on when the iteration is complete."""

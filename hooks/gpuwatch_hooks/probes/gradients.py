@@ -101,9 +101,11 @@ class GradientsProbe:
     def _finish(self, part):
         measured = part.gradients
         reading = measured.reading
-        if not reading:
-            return  # there was no gradient, which is not a gradient of zero
         fields = part.fields
+        if not reading:
+            if reading.unreadable:  # gradients there were: without a norm this step must not look as if there were none
+                fields.pop("tensors_without_gradient", None)
+            return  # there was no gradient, which is not a gradient of zero
         fields["grad_norm"] = norm = reading.norm()
         fields["grad_nonfinite_count"] = float(sum(reading.nonfinite.values())) if reading.nonfinite else 0.0
         if measured.after is not None:
