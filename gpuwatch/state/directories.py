@@ -181,7 +181,7 @@ def replace_file(directory: int, name: str, data: bytes) -> None:
     try:
         _write_beside(directory, name, data)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT} or not _overwrite(directory, name, data):
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT} or not overwrite(directory, name, data):
             raise
 
 
@@ -208,10 +208,10 @@ def _write_whole(fd: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _overwrite(directory: int, name: str, data: bytes) -> bool:
+def overwrite(directory: int, name: str, data: bytes) -> bool:
     """Put JSON into the blocks that a file has already; False when it has none or too few."""
     try:
-        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     except OSError:
         return False
     try:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from gpuwatch.state import directories, frames, recovery, summary, trouble
+from gpuwatch.state import directories, frames, recovery, reserve, summary, trouble
 from gpuwatch.state.findings import Finding, FindingBook
 from gpuwatch.state.gpus import Gpus, HostSample
 from gpuwatch.state.identity import Hello, Identity
@@ -158,7 +158,7 @@ class State:
                 trouble.note_kept(run)
             try:
                 data = summary.encode(recovery.summarize(run, self.findings.of_run(run.directory), self._wall_seconds()))
-                directories.replace_file(run.place.fd, directories.SUMMARY_NAME, data)
+                reserve.replace_file(run.place.fd, directories.SUMMARY_NAME, data)
             except OSError as error:
                 log.debug("%s: run.json not written: %s", run.directory, error.strerror)
             else:
@@ -196,6 +196,7 @@ class State:
         if place.resumed:
             recovery.resume(run, directories.read_file(place.fd, directories.SUMMARY_NAME), self.findings)
             trouble.note_kept(run)
+        reserve.keep(place.fd)
         self.runs[run.directory] = run
         self.save(run)
         return run
@@ -220,4 +221,5 @@ class State:
         if run.journal is not None:
             run.journal.close(self._monotonic_ns())
             run.journal = None
+        reserve.give_back(run.place.fd)
         run.place.close()

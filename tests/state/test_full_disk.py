@@ -146,3 +146,46 @@ def test_one_record_larger_than_what_may_wait_is_taken(writer: JournalWriter) ->
     assert append(writer, 2, 2 * MAX_PENDING_BYTES - 1000)
     assert writer.flush(0)
     assert writer.durable_sequence[RING] == 2
+
+
+SUMMARY_ON_A_FULL_DISK = """
+import json, os, sys, time
+from pathlib import Path
+from gpuwatch_hooks import wire
+from gpuwatch.state.identity import Hello, Identity
+from gpuwatch.state.store import State
+from tests.state.recorded import slots, step_payload
+
+root = Path(sys.argv[1])
+state = State(str(root / "runs"))
+hello = Hello(run="x", token="t", rank=0, world_size=1, ring_id=1, monotonic_ns=1, wall_ns=1)
+run = state.open_run(hello, Identity(os.geteuid(), os.getpid(), 5))
+first_blocks_bytes = (root / "runs/x/run.json").stat().st_blocks * 512
+fields = ("loss", "grad_norm", "update_ratio", "weight_norm")
+steps = [(wire.KIND_STEP, step_payload(step, dict.fromkeys(fields, 1 / step))) for step in range(1, 401)]
+try:
+    (root / "ballast").write_bytes(bytes(1 << 20))
+except OSError:
+    pass
+for first in (0, 200):
+    state.ring(run, slots(steps[first : first + 200], first + 1))
+    state.save(run)
+    known = json.loads((root / "runs/x/run.json").read_text())
+    assert (known["status"], known["step"], known["kept_step"]) == ("live", first + 200, 0), known
+outgrown = len(json.dumps(known)) > first_blocks_bytes
+assert outgrown, "or this would show nothing"
+state.close()
+assert sorted(os.listdir(root / "runs/x")) == ["journal", "run.json"]
+print("told")
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to mount a small file system")
+def test_how_the_run_stands_is_told_on_a_disk_that_filled_up_in_its_first_steps(tmp_path: Path) -> None:
+    mounted = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", mounted, "sh", str(tmp_path), sys.executable, SUMMARY_ON_A_FULL_DISK]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no user namespace here: {done.stderr.strip()}")
+    assert done.stdout == "told\n", done.stderr
