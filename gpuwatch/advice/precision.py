@@ -31,8 +31,12 @@ def mixed_precision(subject: Subject) -> Station:
         in_use = any(half in measured.precision for half in _HALF)
         if bounds and bounds[0] <= 1.0 <= bounds[1] and not in_use:
             evidence.append("That is no difference that its steps could show.")
-            more = f"Measure with more steps: gpuwatch probe amp {subject.run} --steps 300."
+            again = f"gpuwatch probe amp {subject.run} --steps 300."
+            later = "Measure with more steps once it runs again: gpuwatch probe amp RUN --steps 300, RUN being its new name."
+            more = later if subject.ended else f"Measure with more steps: {again}"
             return Station("mixed precision", "unknown", tuple(evidence), more)
+    if refused := past.facts.get("amp_probe_failed"):
+        evidence.append(f"The AMP probe was refused: {refused}.")
     evidence += _work(subject)
     if any(half in measured.precision for half in _HALF):
         if speedup and bounds and bounds[1] < 1.0:
@@ -98,11 +102,15 @@ def _bound(subject: Subject, evidence: list[str]) -> Gain | None:
 
 
 def _measure(subject: Subject) -> str:
+    if subject.past.facts.get("amp_probe_failed"):  # what refused once refuses again until somebody mends it
+        return "Measure it when what the probe refused is mended: gpuwatch run --amp-probe -- and the run's command."
+    if subject.ended:
+        return "This run has ended; gpuwatch run --amp-probe -- and its command measure it in the next one."
     return f"gpuwatch probe amp {subject.run} measures it in the running job."
 
 
 def _share(subject: Subject) -> str:
-    if subject.matrix is not None:
+    if subject.matrix is not None or subject.ended:
         return ""
     return f"gpuwatch advise {subject.run} --trace first looks at how much of a step is matrix products, which bounds it."
 

@@ -40,6 +40,7 @@ class Subject(msgspec.Struct, frozen=True):
     device: str
     matrix: MatrixShare | None = None  # of rank 0's last trace
     activity: Activity | None = None  # of rank 0's GPUs
+    ended: bool = False  # nothing can be measured in it any more
 
     @property
     def run(self) -> str:

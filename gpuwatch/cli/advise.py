@@ -81,6 +81,7 @@ def subject_of(ranks: list[Recorded]) -> Subject:
         first.summary.hello.device,
         matrix_share.of_run(past, first.path),
         activity.of(first.summary.facts),
+        all(rank.status != "live" for rank in ranks),
     )
 
 

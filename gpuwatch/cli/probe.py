@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -77,7 +79,14 @@ def amp(
     request |= {"first_step": max(rank.process.summary.step for rank in ranks) + lead, "dtype": _HALF.get(dtype or "", 0)}
     for rank in ranks:
         live_job.tell(rank, "amp_probe", request)
-    facts = _await(ranks[0], ticket, 2 * lost + lead, rate, timeout)
+    what = f"drops {lost} batches at most" if drops else f"takes {lost} steps in float32 at most"
+    shown = f"gpuwatch status {shlex.quote(str(first.path.absolute()))} --json"
+    goes_on = f"the probe goes on in the job and {what}; its result will be in: {shown}"
+    try:
+        facts = _await(ranks[0], ticket, 2 * lost + lead, rate, timeout, goes_on)
+    except KeyboardInterrupt:  # the job knows no word that would stop it
+        click.echo(f"gpuwatch: {goes_on}", err=True)
+        raise SystemExit(128 + signal.SIGINT) from None
     if "amp_probe_failed" in facts:
         raise click.ClickException(f"not probed: {facts['amp_probe_failed']}")
     if as_json:
@@ -90,8 +99,10 @@ def _is_half(value: float | str | None) -> bool:
     return value is not None and wire.AUTOCAST_DTYPES[int(summary.number(value))] in {"float16", "bfloat16"}
 
 
-def _await(rank: live_job.LiveRank, ticket: int, steps: int, rate: float, timeout_seconds: float) -> dict[str, Any]:
-    """The facts of this ticket. Raises a click error when the job ends first, or takes too long."""
+def _await(
+    rank: live_job.LiveRank, ticket: int, steps: int, rate: float, timeout_seconds: float, goes_on: str
+) -> dict[str, Any]:
+    """The facts of this ticket. Raises a click error when the job ends first, or takes too long, which says `goes_on`."""
     path, began, start = rank.process.path, time.monotonic(), rank.process.summary.step
     shown = sys.stderr.isatty()
     if shown:
@@ -112,7 +123,7 @@ def _await(rank: live_job.LiveRank, ticket: int, steps: int, rate: float, timeou
             if known is None or recorded.Recorded(path, known).status != "live":
                 raise click.ClickException("the job ended before the probe was over")
             if time.monotonic() - began > timeout_seconds:
-                raise click.ClickException(f"no result after {timeout_seconds:g} s; --timeout waits longer")
+                raise click.ClickException(f"no result after {timeout_seconds:g} s; {goes_on} (--timeout waits longer)")
             if shown:
                 done = min(steps, max(0, known.step - start))
                 filled = round(30 * done / steps)

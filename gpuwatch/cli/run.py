@@ -19,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gpuwatch import announcement, paths
-from gpuwatch.cli import closing, range_test, recorded
+from gpuwatch.cli import closing, experiments, range_test, recorded
 from gpuwatch.cli.closing import Answer
 from gpuwatch.cli.injection import injected_environment, program_name, why_unseen
 from gpuwatch.cli.job import CannotStartError, Job, end_like
@@ -117,7 +117,8 @@ def supervise(options: Options, opened: Callable[[str], object] | None = None) -
     finally:
         warning = daemon.end() if daemon else ""
     _say(options, warning)
-    _report(options, logdir, closing.completed(answer, closing.on_disk(token, logdir)), environ, status)
+    told = closing.completed(answer, closing.on_disk(token, logdir))
+    _report(options, logdir, told, environ, status, token)
     return status
 
 
@@ -150,11 +151,12 @@ def _announce(options: Options, logdir: Path, daemon: PrivateDaemon | None) -> N
     _say(options, f"recording as {options.name} in {logdir}{where}{other}")
 
 
-def _report(options: Options, logdir: Path, answer: Answer, environ: dict[str, str], status: int) -> None:
+def _report(options: Options, logdir: Path, answer: Answer, environ: dict[str, str], status: int, token: str) -> None:
     if options.quiet:
         return
     if any(process.step for process in answer.runs):
-        for sentence in closing.sentences(answer, logdir, status):
+        *told, where = closing.sentences(answer, logdir, status)
+        for sentence in (*told, *experiments.sentences(options.asked, token, logdir), where):
             _say(options, sentence)
     elif answer.refused:
         _say(options, f"NOTHING WAS RECORDED: {answer.refused}")

@@ -15,7 +15,9 @@ from gpuwatch.state.findings import Finding
 PHASES = {"data": 0.0, "forward": 0.4, "backward": 0.5, "optimizer": 0.1, "other": 0.0}
 
 
-def subject(facts=None, fields=None, device="cuda:0", ranks=None, findings=(), matrix=None, activity=None, **phases):
+def subject(
+    facts=None, fields=None, device="cuda:0", ranks=None, findings=(), matrix=None, activity=None, ended=False, **phases
+):
     past = Past()
     past.steps = array("q", range(1, 101))
     seconds = {f"{name}_seconds": share for name, share in {**PHASES, **phases}.items()}
@@ -24,7 +26,7 @@ def subject(facts=None, fields=None, device="cuda:0", ranks=None, findings=(), m
     past.facts = dict(facts or {})
     past.findings = list(findings)
     ranks = ranks or {0: 1.0}
-    return Subject(past, measure(past), ranks, len(ranks), device, matrix, activity)
+    return Subject(past, measure(past), ranks, len(ranks), device, matrix, activity, ended)
 
 
 def stations(**about):
@@ -84,6 +86,33 @@ def test_a_speed_up_whose_interval_holds_one_is_not_promised():
     station = stations(facts=facts)["mixed precision"]
     assert (station.standing, station.gain) == ("unknown", None)
     assert "(95 %: 0.90 to 2.20)" in " ".join(station.evidence)
+
+
+NO_DIFFERENCE = {"amp_speedup_ratio": 1.0, "amp_speedup_low": 0.9, "amp_speedup_high": 1.2}
+
+
+@pytest.mark.parametrize("about", [{"forward": 0.3}, {"device": "cpu"}])
+def test_a_run_that_has_ended_is_told_nothing_that_needs_a_running_job(about):
+    alive, over = (stations(ended=ended, **about)["mixed precision"].action for ended in (False, True))
+    assert "gpuwatch probe amp RUN measures it in the running job" in alive
+    assert "--trace" in alive
+    assert "gpuwatch run --amp-probe -- " in over
+    assert not any(what in over for what in ("probe amp", "--trace"))
+
+
+def test_an_interval_that_holds_one_is_narrowed_in_a_run_that_goes_on():
+    alive, over = (stations(facts=NO_DIFFERENCE, ended=ended)["mixed precision"].action for ended in (False, True))
+    assert alive == "Measure with more steps: gpuwatch probe amp RUN --steps 300."
+    assert over.startswith("Measure with more steps once it runs again")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_probe_that_was_refused_says_why(ended):
+    why = "a forward hook of its own on Linear"
+    station = stations(facts={"amp_probe_failed": why}, ended=ended)["mixed precision"]
+    assert f"The AMP probe was refused: {why}." in station.evidence
+    assert "gpuwatch probe amp RUN measures it" not in station.action
+    assert "refused" not in " ".join(stations(facts={"amp_probe_failed": ""})["mixed precision"].evidence)
 
 
 def test_autocast_that_slows_a_run_down_is_not_done():

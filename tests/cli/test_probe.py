@@ -1,10 +1,16 @@
 """`gpuwatch probe amp` on a job that runs: by run and by pid, what it asks first, and what it cannot do."""
 
+import contextlib
 import json
+import os
+import pty
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 LOOP = Path(__file__).resolve().parents[1] / "hooks" / "lr_loop.py"
 
@@ -53,3 +59,25 @@ def test_a_second_probe_is_told_so_although_the_first_one_ends_before_it_looks(j
         for process in both:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("how", ["interrupted", "timed out"])
+def test_who_stops_waiting_is_told_what_goes_on(job, tmp_path, environ, how):
+    command = [sys.executable, "-m", "gpuwatch", "probe", "amp", "digits", "--yes", "--logdir", "runs", "--steps", "10000"]
+    command += ["--timeout", "1"] if how == "timed out" else []
+    ours, terminal = pty.openpty()
+    asking = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    os.close(terminal)
+    said, sent = b"", False
+    with contextlib.suppress(OSError):  # EIO: the terminal's last user has gone
+        while some := os.read(ours, 4096):
+            said += some
+            if how == "interrupted" and not sent and b"about " in said:  # it waits from here on
+                asking.send_signal(signal.SIGINT)
+                sent = True
+    os.close(ours)
+    out, _ = asking.communicate(timeout=60)
+    assert (asking.returncode, out) == (130 if how == "interrupted" else 1, "")
+    last = said.decode().replace("\r\n", "\n").rstrip("\n").rpartition("\n")[2]
+    assert "the probe goes on in the job and drops 6000 batches at most; its result will be in: gpuwatch status" in last
+    assert f"{tmp_path / 'runs' / 'digits'} --json" in last
