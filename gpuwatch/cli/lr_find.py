@@ -54,7 +54,8 @@ def command(
 
     The loop is not changed: mixed precision, accumulation, clipping and several parameter groups (their ratios kept) are as
     in the training, schedulers are held. The test stops when the loss diverges; the command then ends at once, before it can
-    save the model that the test has wrecked. With --continue everything is put back bit for bit, and it trains on.
+    save the model that the test has wrecked. With --continue everything is put back bit for bit, and it trains on; steps of
+    schedulers that step once an epoch are taken after the test, those of ReduceLROnPlateau are left out.
 
     \b
     Examples:

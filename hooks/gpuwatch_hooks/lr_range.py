@@ -1,9 +1,9 @@
 """`gpuwatch lr-find`: a learning-rate range test in the user's own loop, which knows nothing of it.
 
-At each optimizer step the rates of all parameter groups are set, their ratios kept; schedulers are held; the loss is what
-the loss probe records. At the end the process leaves at once, without atexit or finally: whatever the job would still have
-saved is a model that the test has wrecked. With `continue` everything is put back as it was after the first step, which is
-an ordinary one, and the training goes on as if the batches of the test had not been there.
+At each optimizer step the rates of all parameter groups are set, their ratios kept; schedulers are held (lr_schedules.py);
+the loss is what the loss probe records. At the end the process leaves at once, without atexit or finally: whatever the job
+would still have saved is a model that the test has wrecked. With `continue` everything is put back as it was after the first
+step, which is an ordinary one, and the training goes on as if the batches of the test had not been there.
 """
 
 import json
@@ -11,7 +11,7 @@ import math
 import os
 import sys
 
-from . import identity, keepsake, lr_curve, notices, schedulers
+from . import identity, keepsake, lr_curve, lr_schedules, notices, patching
 
 VARIABLE = "GPUWATCH_LR_FIND"
 
@@ -46,29 +46,44 @@ class LrRange:
         self._groups = {}  # id(optimizer) -> (optimizer, its groups as they were before the test)
         self._reference = None  # the largest rate of the first optimizer: the one that the test speaks of
         self._entries = []
+        self._last = None  # a weak reference to the optimizer that an iteration ends with, once one has
         self._keepsake = None
         self._heard = []  # steps whose loss has arrived
         self._diverged = False
         self._over = False  # no more rates are set
         self._left = False
-        self._holding = False
+        self._detached = False
 
     # ------------------------------------------------------------------------------------------------------- probe
     def install(self, recorder):
+        from torch.optim import optimizer
+
         self._recorder = recorder
-        schedulers.hold(recorder.session.ledger, lambda _scheduler: self._holding)
+        # A ledger of its own: only between a step and what follows it may weights be put back, so what does it stays in
+        # behind a `detach`, which comes at any moment and from any thread, until the next optimizer step.
+        self._own = patching.Ledger()
+        self._schedules = lr_schedules.HeldSchedules(self._own, lambda: recorder.iteration)
+        self._own.hook(optimizer.register_optimizer_step_post_hook, recorder.hook(self.name, self._after_detach))
+
+    def remove(self):
+        """Everything of the job's is as the job has it, from the end of the iteration that is under way. From any thread."""
+        self._detached = True
+        if self._recorder.iteration == 0 or (self._over and not self._schedules.holding):
+            self._withdraw()
+        elif not self._over and self._groups:
+            self._tell_short()
 
     def before(self, part):
         """Set the rates of the step that is about to be taken."""
         if self._over:
-            self._holding = False  # a scheduler's step behind the last optimizer step of the test belongs to the test
+            self._schedules.holding = False  # a scheduler's step behind the last optimizer step of the test belongs to the test
             if not self._goes_on:
                 self._leave()
             return
         index = self._recorder.upcoming(part.entry) - self._before_first - 1
         if index < 0:
             return
-        self._holding = True
+        self._schedules.holding = True
         groups = part.param_groups()
         if self._reference is None:
             self._reference = max([_rate(group) for group in groups] or [0.0])
@@ -95,6 +110,8 @@ class LrRange:
         rate = lr_curve.rate_at(index, self._steps, self._least, self._largest)
         if not skipped:  # its weights did not move: the point would say nothing of the rate
             part.at_end(lambda done: self._hear(done.step, rate, done.get("loss")))
+        if part.complete:
+            self._last = part.entry.optimizer
         if index >= self._steps or (part.complete and (self._diverged or index == self._steps - 1)):
             self._finish(part)
 
@@ -103,12 +120,14 @@ class LrRange:
         if self._over or not self._groups:
             return
         self._over = True
-        taken = len(self._heard)
         text = (
             "the command ended after %d of the range test's %d steps: %sa model that it saved is the test's, not a training's"
         )
-        notices.say_once(text % (taken, self._steps, "nothing was put back, " if self._goes_on else ""))
-        if taken:
+        notices.say_once(text % (len(self._heard), self._steps, "nothing was put back, " if self._goes_on else ""))
+        self._tell_short()
+
+    def _tell_short(self):
+        if self._heard:
             self._recorder.session.meta({"lr_find_cut_short": True})
             self._tell()
         else:
@@ -140,16 +159,41 @@ class LrRange:
             self._diverged = True
 
     def _finish(self, part):
-        self._over = True
-        if self._goes_on and self._keepsake is not None:
-            self._keepsake.restore()
-            left_out, self._keepsake = self._keepsake.left_out, None
+        left_out = self._put_back()
+        if left_out is not None:
             text = "the range test is over; training goes on from where it was before"
             text += "".join("; not restored: " + what for what in left_out)
             self._recorder.session.event("notice", part.step, 0.0, text)
+        part.at_end(lambda _done: self._tell())
+
+    def _put_back(self):
+        """Everything as it was before the test; what of it could not be kept, or None when only the rates were."""
+        self._over = True
+        left_out = None
+        if self._goes_on and self._keepsake is not None:
+            self._keepsake.restore()
+            left_out, self._keepsake = self._keepsake.left_out, None
         for optimizer, groups in self._groups.values():  # as they were when the test began, after the schedulers' last step
             keepsake.put_groups_back(optimizer, groups)
-        part.at_end(lambda _done: self._tell())
+        if self._goes_on or self._detached:
+            self._schedules.catch_up()
+        return left_out
+
+    def _after_detach(self, optimizer, _args, _kwargs):
+        """Behind every optimizer step, by torch's own hook; the first iteration after a `detach` is the test's last one."""
+        if not self._detached or self._recorder.capturing():
+            return
+        if self._over or not self._groups:  # a scheduler's step from here on is the training's again
+            self._withdraw()
+            return
+        if self._last is not None and self._last() not in (None, optimizer):
+            return  # another one's graph may be alive, and must find its weights as they were
+        if self._put_back() is None:
+            notices.say_once("detached in the middle of the range test: the rates are put back; the weights are the test's")
+
+    def _withdraw(self):
+        self._schedules.release()
+        self._own.remove()
 
     def _tell(self):
         curve = self.curve

@@ -6,10 +6,10 @@ import weakref
 _held = weakref.WeakKeyDictionary()
 
 
-def hold(ledger, is_held):
+def hold(ledger, is_held, postpone=None):
     """Let no scheduler take a step while `is_held(scheduler)` is true: those of torch, and of the user's program so far.
 
-    Returns a function that ends it.
+    `postpone(scheduler, args, kwargs)` is told of each step that is not taken. Returns a function that ends it.
     """
     questions, wrapped = _held.setdefault(ledger, ([], set()))
 
@@ -17,8 +17,10 @@ def hold(ledger, is_held):
         def step(self, *args, **kwargs):
             # Without a rate of its own it is being made: its first step belongs to that.
             if hasattr(self, "_last_lr"):
-                answers = [asked(self) for asked in list(questions)]  # each is asked, since each may count
-                if any(answers):
+                answers = [(asked(self), told) for asked, told in list(questions)]  # each is asked, since each may count
+                if any(is_held for is_held, _ in answers):
+                    for told in [told for is_held, told in answers if is_held and told is not None]:
+                        told(self, args, kwargs)
                     return None
             return original(self, *args, **kwargs)
 
@@ -28,11 +30,12 @@ def hold(ledger, is_held):
         if kind not in wrapped:
             wrapped.add(kind)
             ledger.wrap(kind, "step", held)
-    questions.append(is_held)
+    question = (is_held, postpone)
+    questions.append(question)
 
     def release():
-        if is_held in questions:
-            questions.remove(is_held)
+        if question in questions:
+            questions.remove(question)
 
     return release
 

@@ -40,7 +40,7 @@ for _ in range(5):
     optimizer.step()
 print(json.dumps(sorted(name for name in sys.modules if name.startswith("gpuwatch_hooks"))))
 """
-UNASKED = ("amp", "keepsake", "lr_range", "lr_find", "lr_curve", "schedulers", "on_demand", "pending", "int8")
+UNASKED = ("amp", "keepsake", "lr_range", "lr_find", "lr_curve", "lr_schedules", "schedulers", "on_demand", "pending", "int8")
 
 
 def test_a_job_that_asks_for_nothing_imports_none_of_it(tmp_path):

@@ -146,6 +146,46 @@ def test_continue_restores_bit_for_bit(tmp_path, kind):
     assert [line for line in plain if int(line.split()[0]) > 25] == kept
 
 
+@pytest.mark.parametrize(("steps", "epoch"), [(30, 20), (30, 5), (29, 30), (30, 31)])
+def test_a_scheduler_that_steps_once_an_epoch_has_done_so_after_the_test(tmp_path, steps, epoch):
+    # (29, 30): the last step of the test is the last one of an epoch. (30, 31): so is it, and it is the first epoch's.
+    ramp = {"steps": steps, "min": 1e-5, "max": 0.005, "continue": True}
+    loop_of = ["plain", "--batches", 80, "--epoch", epoch]
+    tested, status = loop(tmp_path, *loop_of, test=ramp)
+    assert status == 0
+    plain, _ = loop(tmp_path, *loop_of, "--skip", steps)
+    rates = [float(line.split()[2]) for line in tested]
+    assert rates[1:steps] == pytest.approx([1e-5 * 500 ** (i / (steps - 1)) for i in range(steps - 1)]), "the ramp ruled"
+    kept = [line for line in tested if int(line.split()[0]) > steps]
+    assert len(kept) == 79 - steps
+    assert [line for line in plain if int(line.split()[0]) > steps] == kept
+    assert min(float(line.split()[2]) for line in kept) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["plain", "amp", "gan"])
+def test_detached_in_the_middle_of_the_test_everything_is_put_back(tmp_path, kind):
+    # It is told so within batch 12, whose step is the last one of the test.
+    ramp = {**RAMP, "max": 0.005, "continue": True}
+    tested, status = loop(tmp_path, kind, "--batches", 30, "--detach", 12, test=ramp)
+    assert status == 0
+    plain, _ = loop(tmp_path, kind, "--batches", 30, "--skip", 12)
+    assert [line for line in plain if int(line.split()[0]) > 12] == tested[13:]
+    assert len(tested) == 30
+
+
+def test_detached_in_a_later_epoch_its_scheduler_has_stepped(tmp_path):
+    ramp = {**RAMP, "max": 0.005, "continue": True}
+    tested, _ = loop(tmp_path, "plain", "--batches", 30, "--epoch", 5, "--detach", 12, test=ramp)
+    plain, _ = loop(tmp_path, "plain", "--batches", 30, "--epoch", 5, "--skip", 12)
+    assert plain[1:] == tested[13:]
+
+
+def test_detached_without_continue_the_rates_are_put_back(tmp_path):
+    lines, status = loop(tmp_path, "plain", "--batches", 30, "--epoch", 100, "--detach", 12, test=RAMP)
+    assert status == 0
+    assert [float(line.split()[2]) for line in lines[13:]] == [0.01] * 17
+
+
 def test_twin_without_the_restored_state_the_losses_differ(tmp_path):
     plain, _ = loop(tmp_path, "plain", "--batches", 40, "--skip", 25)
     untouched, _ = loop(tmp_path, "plain", "--batches", 40)
