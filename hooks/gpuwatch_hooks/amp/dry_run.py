@@ -1,4 +1,4 @@
-"""The model's last forward pass once more in the other precision, and a backward through it, with nothing left of either.
+"""The last forward pass of each model once more in the other precision, and a backward through it, with nothing left of either.
 
 What would fail in the user's own call, or behind it in the user's loss, is found here: a kernel that knows one precision only,
 a function whose backward mixes two, activations that float16 cannot hold, half-precision tensors that leave the model by
@@ -14,15 +14,20 @@ from .outputs import detached, tensors
 _SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
 
-def reason_against(call, switch, variant, modules):
-    """Why the job may not be switched to `variant` (a key of switch.VARIANTS), as a clause, or None."""
-    module, args, kwargs = call
+def reason_against(calls, switch, variant, modules):
+    """Why the job may not be switched to `variant` (a key of switch.VARIANTS), as a clause, or None.
+
+    `calls`: (module, args, kwargs) of one forward pass of each module that is called.
+    """
     kept = keepsake.Keepsake(modules, (), (), weights=False)
     attributes = [(one, dict(vars(one))) for root in modules for one in root.modules()]
     switch.set(variant)
     try:
-        problem = _forward_and_backward(module, detached(args), detached(kwargs), variant)
-        return problem or (_leaks(modules) if variant != "float32" else None)
+        for module, args, kwargs in calls:
+            problem = _forward_and_backward(module, detached(args), detached(kwargs), variant)
+            if problem is not None:
+                return problem
+        return _leaks(modules) if variant != "float32" else None
     except Exception as error:
         text = "its forward or backward pass fails in %s (%s: %s)"
         return text % (variant, type(error).__name__, str(error).partition("\n")[0][:160])

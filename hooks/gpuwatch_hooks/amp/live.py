@@ -17,6 +17,7 @@ from .. import identity, keepsake, notices, schedulers, wire
 from . import agreement, dry_run
 from .compare import Line, table
 from .dropping import Dropping
+from .inside import Calls, candidates, without_those_inside
 from .plan import Plan
 from .stopwatch import Stopwatch
 from .switch import Switch
@@ -79,6 +80,8 @@ class LiveProbe:
         self._ticket = _whole(request, "ticket", 0, 0, 1 << 62)
         self._switch = self._plan = self._watch = self._dropping = self._release = None
         self._looked = 0
+        self._inside = []  # modules that are watched because the ones that were found are not called
+        self._not_watched = None  # why not
         self._observed = 0  # iterations before the plan
         self._scheduled = weakref.WeakKeyDictionary()  # scheduler -> the last of them that it took a step in, and how many
         self._index = -1  # of the plan's step that is being taken
@@ -190,18 +193,25 @@ class LiveProbe:
                 raise RefusedError("the optimizer computes its gradients in a closure, several times a step")
             device = part.entry.parameters[0].device
             self._device = device
-            self._switch = Switch(modules, device.type, training_only=True, opening=self._opening)
-            self._switch.keep_call = True
+            self._put_on(modules)
+            self._switch.calls = Calls()
             return
         self._looked += 1
+        if self._looked == 1:
+            self._look_inside()
         if self._looked < LOOK_STEPS or part.step + 1 < self._first_step:
             return
-        call, self._switch.last_call, self._switch.keep_call = self._switch.last_call, None, False
+        calls, self._switch.calls = self._switch.calls, None
+        called = list(calls.of.values())
+        if self._inside and called:
+            modules = [call[0] for call in called]
+            self._put_on(without_those_inside(self._inside, modules), modules)
+            self._inside = []
         used = wire.AUTOCAST_DTYPES[int(part.get("autocast_dtype") or 0)]
         self._own = used if used in ("float16", "bfloat16") else "float32"
         half = self._own if self._own != "float32" else self._chosen()
         drops = self._drop or self._own == "float32"
-        reason = agreement.reason_against(self._ticket, self._reason_against(call, half, drops))
+        reason = agreement.reason_against(self._ticket, self._reason_against(calls, half, drops))
         if reason is not None:
             raise RefusedError(reason)
         self._plan = Plan(["float32", half], self._rounds, self._block_steps, self._seed)
@@ -210,6 +220,23 @@ class LiveProbe:
             self._dropping = Dropping(self._modules(), self._optimizers(), self._scalers(), self._watch)
         self._advance(part)
 
+    def _look_inside(self):
+        """A whole step is over in which none of these was called: the next one shows which modules inside them are."""
+        roots, entered = self._modules(), self._switch.calls.entered
+        uncalled = [root for root in roots if id(root) not in entered]
+        if uncalled:
+            inside, self._not_watched = candidates(uncalled)
+            if inside:
+                self._inside = [*(root for root in roots if id(root) in entered), *inside]
+                calls = self._switch.calls
+                self._put_on(self._inside)
+                self._switch.calls = calls
+
+    def _put_on(self, modules, switched=None):
+        if self._switch is not None:
+            self._switch.remove()
+        self._switch = Switch(modules, self._device.type, training_only=True, opening=self._opening, switched=switched)
+
     # -------------------------------------------------------------------------------------------------------- refusals
     def _chosen(self):
         torch = sys.modules["torch"]
@@ -217,10 +244,13 @@ class LiveProbe:
             return self._dtype
         return "bfloat16" if self._device.type != "cuda" or torch.cuda.is_bf16_supported() else "float16"
 
-    def _reason_against(self, call, half, drops):
+    def _reason_against(self, calls, half, drops):
         """Why the steps that the plan has in mind would do harm, as a clause, or None."""
-        if call is None:
-            return "the loop does not call the model's forward pass through the module that was found"
+        if calls.too_large:
+            return "what it gives the modules that it calls one by one is too much to keep for a trial"
+        if not calls.of:
+            reason = "the loop does not call the model's forward pass through the module that was found, nor a module inside it"
+            return self._not_watched or reason
         if drops:
             for optimizer in self._optimizers():
                 if not type(optimizer).__module__.startswith("torch.optim"):
@@ -228,7 +258,7 @@ class LiveProbe:
                     return text % type(optimizer).__name__
         foreign = "float32" if self._own != "float32" else half
         too_large = self._too_large() if foreign == "float32" else None
-        return too_large or dry_run.reason_against(call, self._switch, foreign, self._modules())
+        return too_large or dry_run.reason_against(list(calls.of.values()), self._switch, foreign, self._modules())
 
     def _too_large(self):
         """A float32 step may take twice what the half one took beyond weights and states; it must fit for certain."""

@@ -53,13 +53,14 @@ class Switch:
     """Puts the forward passes of `modules` under `variant` (a key of VARIANTS; None: as the job has it). `remove` it.
 
     `opening()` is called before each outermost forward pass in train mode and says whether the region may be opened.
+    `switched`: those of `modules` whose precision changes, None for all; the others' outermost calls are only told of.
     """
 
-    def __init__(self, modules, device_type, training_only=False, opening=None):
+    def __init__(self, modules, device_type, training_only=False, opening=None, switched=None):
         self.variant = None
         self.forwards = 0  # outermost calls seen
-        self.last_call = None  # (module, args, kwargs) of the last one, while `keep_call` is set
-        self.keep_call = False
+        self.calls = None  # a Calls that is told of those in train mode, or None
+        self._switched = None if switched is None else {id(module) for module in switched}
         self._device_type = device_type
         self._training_only = training_only  # a validation pass in between is none of ours
         self._opening = opening
@@ -68,9 +69,13 @@ class Switch:
         self._over = False
         self._tf32 = None
         self._handles = []
-        for module in modules:
-            self._handles.append(module.register_forward_pre_hook(_Hook(self._entering), prepend=True, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(_Hook(self._leaving), always_call=True))
+        try:
+            for module in modules:
+                self._handles.append(module.register_forward_pre_hook(_Hook(self._entering), prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(_Hook(self._leaving), always_call=True))
+        except BaseException:  # passed on: nobody could take out the ones that are in
+            self.remove()
+            raise
 
     def remove(self):
         """Take the hooks out, and TF32 back. From any thread: a forward pass that is under way closes its region first."""
@@ -113,6 +118,8 @@ class Switch:
         return torch.autocast(self._device_type, dtype=getattr(torch, name))
 
     def _entering(self, module, args, kwargs=None):  # a table that changes meanwhile makes torch leave kwargs out
+        if self.calls is not None and module.training:
+            self.calls.entered.add(id(module))
         current = getattr(self._mine, "region", None)
         if current is not None:
             if _is_running(current.frame):
@@ -125,11 +132,12 @@ class Switch:
             self._close(region)
             return
         self.forwards += 1
-        if self.keep_call:
-            self.last_call = (module, args, kwargs or {})
         training = module.training or not self._training_only
+        if self.calls is not None and training:
+            self.calls.add(module, args, kwargs or {})
         may = self._opening() if self._opening is not None and training else True
-        if self.variant is not None and training and may:
+        ours = self._switched is None or id(module) in self._switched
+        if self.variant is not None and training and may and ours:
             region.inside = _nesting() > 0
             region.autocast = self.region(self.variant)
             region.autocast.__enter__()

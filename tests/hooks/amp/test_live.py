@@ -94,7 +94,7 @@ for number in range(30):
     ("optimizer", "call", "why"),
     [
         ("SGD", "model", "its forward or backward pass fails in bfloat16 (TypeError: this kernel knows float32 only)"),
-        ("SGD", "model.forward", "does not call the model's forward pass"),
+        ("SGD", "model.inner.forward", "does not call the model's forward pass"),
         ("LBFGS", "model", "computes its gradients in a closure"),
     ],
 )
@@ -106,3 +106,46 @@ def test_what_would_harm_the_job_is_refused_with_the_reason(tmp_path, optimizer,
     assert "amp_speedup_ratio" not in facts
     assert len(lines) == 30, "and the job goes on"
     assert "Traceback" not in stderr
+
+
+LIGHTNING = """
+import logging, sys, warnings
+import lightning as L, torch
+from torch import nn
+from torch.utils.data import DataLoader
+warnings.filterwarnings("ignore")
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+without = set(map(int, sys.argv[-1].split(","))) if "--without" in sys.argv else set()
+generator = torch.Generator().manual_seed(1)
+data = [(n, torch.randn(8, 6, generator=generator)) for n in range(30)]
+torch.manual_seed(0)
+class Task(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
+    def training_step(self, batch, _index):
+        self.number, inputs = batch
+        loss = self.loss = nn.functional.mse_loss(self.net(inputs), inputs.sum(1, keepdim=True))
+        return loss
+    def on_train_batch_end(self, *_):
+        total = sum(value.double().sum().item() for value in self.net.state_dict().values())
+        print(int(self.number), self.loss.item(), total, flush=True)
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                    enable_model_summary=False)
+trainer.fit(Task(), DataLoader([one for one in data if one[0] not in without], batch_size=None))
+"""
+
+
+@pytest.mark.slow
+def test_a_lightning_module_whose_own_forward_is_never_called_is_probed(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(LIGHTNING)
+    probed, facts, _ = job(tmp_path, "plain", request=REQUEST, script=script)
+    assert facts["amp_probe_failed"] == ""
+    assert facts["amp_probe_dropped_batches"] == len(dropped_batches())
+    plain, _, _ = job(tmp_path, "plain", "--without", ",".join(map(str, dropped_batches())), script=script)
+    kept = {number: line for number, line in probed.items() if number in plain}
+    assert plain == kept, "to the bit"
+    assert len(plain) == BATCHES - len(dropped_batches())
