@@ -95,7 +95,10 @@ def _no_such_way(process: Process, method: str) -> Outcome | None:
 
 
 def _out_of_reach(process: Process, verb: str, options: dict[str, Any]) -> Outcome | None:
-    closed = reach.closed_to(process, options.get("socket") or "") if verb == "begin" else ""
+    path = options.get("socket") or ""
+    if verb != "begin" or preflight.socket_is_hidden(process, path):  # through a doorway, no folder above is passed
+        return None
+    closed = reach.closed_to(process, path)
     if not closed:
         return None
     return Outcome(

@@ -151,7 +151,7 @@ def test_hundreds_of_silent_connections_take_no_thread_and_end(serve):
     server = serve(configured(timeout_seconds=0.5))
     before = threading.active_count()
     crowd = [silent(server) for _ in range(300)]
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may end meanwhile
     deadline = time.monotonic() + 10
     status = 503
     while status != 200:
