@@ -36,6 +36,20 @@ class Result(NamedTuple):
     fix: str = ""
 
 
+def _asked(timeout_seconds: float, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a module of ours answers in a process of its own, which a sick library may hang or end. Raises TimeoutExpired."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=timeout_seconds,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
 def hooks(logdir: Path) -> Result:  # noqa: ARG001  # every check has the same signature
     """The whole way into a child interpreter, up to where the hooks wait for torch."""
     facts = ask(sys.executable, injected_environment(os.environ))
@@ -62,17 +76,8 @@ def kernel(logdir: Path) -> Result:  # noqa: ARG001
     """What would read gradients, and why; asked in a child, since it takes an import of torch."""
     if importlib.util.find_spec("torch") is None:
         return Result("kernel", "note", f"not known: torch is not installed for {sys.executable}", "See the check of torch.")
-    command = [sys.executable, "-P", "-m", "gpuwatch_hooks.kernels.outlook"]
     try:
-        answer = subprocess.run(
-            command,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_KERNEL_SECONDS,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        answer = _asked(_KERNEL_SECONDS, "gpuwatch_hooks.kernels.outlook")
         found = json.loads(answer.stdout)
     except subprocess.TimeoutExpired:
         return Result("kernel", "note", f"torch did not answer within {_KERNEL_SECONDS:.0f} s", "Does `import torch` hang?")
@@ -143,15 +148,7 @@ def log_directory(logdir: Path) -> Result:
 def driver(logdir: Path) -> Result:  # noqa: ARG001
     """NVML in a child process: a sick driver can hang a call for ever."""
     try:
-        answer = subprocess.run(
-            [sys.executable, "-P", "-m", "gpuwatch.samplers.nvml_worker", "--probe"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_NVML_SECONDS,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
+        answer = _asked(_NVML_SECONDS, "gpuwatch.samplers.nvml_worker", "--probe")
         found = json.loads(answer.stdout)
     except subprocess.TimeoutExpired:
         return Result(
